@@ -1,1 +1,62 @@
-//! Skeleton.
+//! The heart of a Portico shard: a deterministic state machine without I/O, clock or randomness.
+//!
+//! A shard owns its connections, its users' inbox order, its timers and its outgoing bytes. The
+//! driver feeds it with [`Shard::handle`] and carries out what it finds in [`Effects`]:
+//!
+//! ```text
+//!   sockets, store, other shards, clock            sockets, store, other shards
+//!              |                                              ^
+//!              v                                              |
+//!        Input ---> Shard::handle(now, input, &mut effects) ---> Effects
+//! ```
+//!
+//! # Invariants
+//! - Equal inputs give equal effects, to the byte.
+//! - Durable, then visible: SENT and the delivery of a stored message follow from a completion of
+//!   the store and from nothing else.
+//! - An inbox is shown in order: an entry goes out only when every entry of this shard with a
+//!   smaller number is durable or will never exist (`lane`).
+//! - A connection's queue is bounded. Past the bound the shard stops pushing, the messages wait in
+//!   the store and are pulled from there as the client drains (`inbox`).
+//! - An idle connection is a slot in a table: no heap object, no timer object, no buffer.
+//!
+//! # Does not
+//! Touch sockets, files, threads or clocks; see flatbuffers accessors; know the storage adapter.
+
+mod conn;
+mod direct;
+mod drain;
+mod effects;
+mod error;
+mod feed;
+mod home;
+mod inbox;
+mod input;
+mod lane;
+mod limits;
+mod login;
+mod mesh;
+mod metrics;
+mod ops;
+mod outbox;
+mod receipt;
+mod seq;
+mod shard;
+pub mod store;
+mod timer;
+mod watermark;
+
+#[cfg(feature = "testing")]
+pub mod testing;
+
+pub use conn::ConnId;
+pub use effects::{Effect, Effects};
+pub use error::AuthError;
+pub use feed::feed;
+pub use home::{ShardId, conv_home, user_home};
+pub use input::{Credentials, Grant, Input, Now};
+pub use limits::{Limits, ShardConfig};
+pub use login::Session;
+pub use mesh::ShardMessage;
+pub use metrics::{Counter, Counters, Gauges};
+pub use shard::Shard;

@@ -1,0 +1,161 @@
+//! One connection: a slot in the shard's table.
+
+use crate::login::Session;
+use portico_wire::{
+    ids::{ConvSeq, DeviceId, Seq, UserId},
+    message::ClientState,
+};
+use std::collections::VecDeque;
+
+/// Names a connection of one shard: the driver's index, and a generation that changes at each use
+/// of the index.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct ConnId {
+    pub index: u32,
+    pub generation: u32,
+}
+
+/// End of a user's chain of connections.
+pub(crate) const NO_CONN: u32 = u32::MAX;
+
+/// How far a connection has come. Deadlines and legal operations follow from it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Phase {
+    /// The slot is not in use.
+    Free,
+    /// HELLO has not come.
+    Greeting,
+    /// The authenticator is asked.
+    Authenticating,
+    /// The driver hands it to another shard.
+    Moving,
+    /// WELCOME is out; the store is asked for the device's cursor.
+    Loading,
+    /// Everything is open.
+    Open,
+}
+
+/// How an open connection gets its inbox.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Source {
+    /// It has everything: new entries are pushed.
+    Live,
+    /// Entries wait in the store until the client has taken what it has.
+    Behind,
+    /// A page is being read.
+    Reading,
+}
+
+/// A sequenced frame that the client has not acknowledged.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct InFlight {
+    pub(crate) seq: Seq,
+    pub(crate) conv_seq: ConvSeq,
+    /// The other user, to whom a delivered receipt is due; `None` for one's own message.
+    pub(crate) receipt_to: Option<UserId>,
+}
+
+pub(crate) type Window = VecDeque<InFlight>;
+
+/// Facts that do not exclude each other.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct Notes {
+    /// `Effect::Output` is out and not yet followed by `take_output`.
+    pub(crate) output_told: bool,
+    /// SYNCED is out.
+    pub(crate) synced: bool,
+    /// The user has other devices: they get copies of what this one sends.
+    pub(crate) siblings: bool,
+}
+
+#[derive(Debug)]
+pub(crate) struct Conn {
+    /// Bytes for the next send; no heap when empty.
+    pub(crate) out: Vec<u8>,
+    /// Sent and not acknowledged; no heap when empty.
+    pub(crate) window: Option<Box<Window>>,
+    /// From HELLO to SYNCED.
+    pub(crate) login: Option<Box<Session>>,
+    pub(crate) user: UserId,
+    /// Everything up to here went to the client or is nothing for it.
+    pub(crate) sent: Seq,
+    /// The newest entry of the inbox that became visible while this connection was open.
+    pub(crate) head: Seq,
+    pub(crate) generation: u32,
+    /// Next connection of the same user.
+    pub(crate) next_of_user: u32,
+    /// Second of the last frame.
+    pub(crate) active_s: u32,
+    /// Second in which the kernel last took bytes, or the queue stopped being empty.
+    pub(crate) progress_s: u32,
+    /// Bytes the driver has taken and the kernel has not.
+    pub(crate) sending: u32,
+    /// Entries replayed before SYNCED.
+    pub(crate) replayed: u32,
+    pub(crate) device: DeviceId,
+    pub(crate) receive_max: u16,
+    /// Requests without an answer.
+    pub(crate) requests: u16,
+    /// The client promised a frame within this time.
+    pub(crate) heartbeat_s: u16,
+    /// Malformed bodies in the present minute, and that minute's number.
+    pub(crate) malformed: u8,
+    pub(crate) malformed_minute: u8,
+    pub(crate) phase: Phase,
+    pub(crate) source: Source,
+    pub(crate) state: ClientState,
+    pub(crate) notes: Notes,
+}
+
+const _: () = assert!(
+    size_of::<Conn>() <= 128,
+    "the slot of an idle connection is part of the memory budget"
+);
+
+impl Conn {
+    pub(crate) const fn free() -> Self {
+        Self {
+            out: Vec::new(),
+            window: None,
+            login: None,
+            user: UserId(0),
+            sent: Seq(0),
+            head: Seq(0),
+            generation: 0,
+            next_of_user: NO_CONN,
+            active_s: 0,
+            progress_s: 0,
+            sending: 0,
+            replayed: 0,
+            device: DeviceId(0),
+            receive_max: 0,
+            requests: 0,
+            heartbeat_s: 0,
+            malformed: 0,
+            malformed_minute: 0,
+            phase: Phase::Free,
+            source: Source::Behind,
+            state: ClientState::Foreground,
+            notes: Notes {
+                output_told: false,
+                synced: false,
+                siblings: false,
+            },
+        }
+    }
+
+    /// Bytes on their way to the client.
+    pub(crate) fn pending_bytes(&self) -> usize {
+        self.out.len() + self.sending as usize
+    }
+
+    /// Sequenced frames that may still be sent.
+    pub(crate) fn credit(&self) -> usize {
+        let unacknowledged = self.window.as_ref().map_or(0, |window| window.len());
+        usize::from(self.receive_max).saturating_sub(unacknowledged)
+    }
+
+    pub(crate) const fn is_logged_in(&self) -> bool {
+        matches!(self.phase, Phase::Loading | Phase::Open)
+    }
+}

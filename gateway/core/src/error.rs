@@ -1,0 +1,135 @@
+//! What goes wrong, by who is at fault, and the one place that turns it into codes.
+
+use crate::store::StoreError;
+use portico_wire::{CloseCode, ErrorCode};
+
+/// Why an authenticator refused a client.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum AuthError {
+    /// No token, a forged one, or one that means nothing here.
+    #[error("the token is not valid")]
+    Invalid,
+    #[error("the token has expired")]
+    Expired,
+    /// The resume token is not valid and there was no access token beside it.
+    #[error("the resume token is not valid")]
+    ResumeRefused,
+    #[error("the token is for another device")]
+    WrongDevice,
+    #[error("the device has been revoked")]
+    Revoked,
+    /// The authenticator itself cannot answer now.
+    #[error("sign-in is not available")]
+    Unavailable,
+}
+
+impl AuthError {
+    /// The text for people in CLOSE.
+    pub(crate) const fn detail(self) -> &'static str {
+        match self {
+            Self::Invalid => "the token is not valid",
+            Self::Expired => "the token has expired",
+            Self::ResumeRefused => "the resume token is not valid",
+            Self::WrongDevice => "the token is for another device",
+            Self::Revoked => "the device has been revoked",
+            Self::Unavailable => "sign-in is not available",
+        }
+    }
+
+    pub(crate) const fn close_code(self) -> CloseCode {
+        match self {
+            Self::Invalid | Self::WrongDevice => CloseCode::AUTH_FAILED,
+            Self::Expired => CloseCode::TOKEN_EXPIRED,
+            Self::ResumeRefused => CloseCode::RESUME_REFUSED,
+            Self::Revoked => CloseCode::DEVICE_REVOKED,
+            Self::Unavailable => CloseCode::SERVER_ERROR,
+        }
+    }
+}
+
+/// Why a request is refused.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Refusal {
+    Malformed,
+    UnknownOp,
+    UnsupportedOp,
+    UnsupportedConversation,
+    TooLarge,
+    NoSuchUser,
+    BadKind,
+    BadReceipt,
+    BadMsgId,
+    ClockAhead,
+    MsgIdTooOld,
+    TooManyRequests,
+    Overloaded,
+    TimedOut,
+    Store(StoreError),
+}
+
+impl Refusal {
+    /// The text for people in ERROR.
+    pub(crate) const fn detail(self) -> &'static str {
+        match self {
+            Self::Malformed => "the body is not a valid flatbuffer of this operation",
+            Self::UnknownOp => "no such operation",
+            Self::UnsupportedOp => "this gateway does not serve the operation",
+            Self::UnsupportedConversation => "only direct conversations are served",
+            Self::TooLarge => "the envelope is longer than 64,000 bytes",
+            Self::NoSuchUser => "the conversation names no user",
+            Self::BadKind => "the message kind is not known",
+            Self::BadReceipt => "clients send READ receipts for direct conversations only",
+            Self::BadMsgId => "the msg_id is not a version 7 UUID",
+            Self::ClockAhead => "the msg_id is dated ahead of the server's clock",
+            Self::MsgIdTooOld => "the msg_id is older than seven days",
+            Self::TooManyRequests => "too many unanswered requests",
+            Self::Overloaded => "the gateway has too much in flight",
+            Self::TimedOut => "the store did not answer in time",
+            Self::Store(error) => match error {
+                StoreError::Overloaded { .. } => "the store has too much in flight",
+                StoreError::Unavailable => "the store cannot be reached",
+                StoreError::Unknown => "the store did not say whether it was written",
+                StoreError::Invalid => "the store refused the request",
+                StoreError::Fatal => "the store has stopped",
+            },
+        }
+    }
+
+    pub(crate) const fn code(self) -> ErrorCode {
+        match self {
+            Self::Malformed => ErrorCode::MALFORMED,
+            Self::UnknownOp => ErrorCode::UNKNOWN_OP,
+            Self::UnsupportedOp | Self::UnsupportedConversation => ErrorCode::UNSUPPORTED,
+            Self::TooLarge => ErrorCode::TOO_LARGE,
+            Self::NoSuchUser | Self::BadKind | Self::BadReceipt | Self::BadMsgId => {
+                ErrorCode::BAD_ARGUMENT
+            }
+            Self::ClockAhead => ErrorCode::CLOCK_AHEAD,
+            Self::MsgIdTooOld => ErrorCode::EXPIRED,
+            Self::TooManyRequests => ErrorCode::RATE_LIMITED,
+            Self::Overloaded => ErrorCode::OVERLOADED,
+            Self::TimedOut => ErrorCode::TIMEOUT,
+            Self::Store(error) => match error {
+                StoreError::Overloaded { .. } => ErrorCode::OVERLOADED,
+                StoreError::Unavailable => ErrorCode::UNAVAILABLE,
+                StoreError::Unknown => ErrorCode::TIMEOUT,
+                StoreError::Invalid => ErrorCode::INTERNAL,
+                StoreError::Fatal => ErrorCode::UNAVAILABLE,
+            },
+        }
+    }
+
+    pub(crate) const fn retry_after_ms(self) -> u32 {
+        match self {
+            Self::TooManyRequests => 100,
+            Self::Overloaded => 500,
+            Self::TimedOut => 1_000,
+            Self::Store(StoreError::Overloaded { retry_after_ms }) if retry_after_ms > 0 => {
+                retry_after_ms
+            }
+            Self::Store(StoreError::Overloaded { .. }) => 500,
+            Self::Store(_) => 1_000,
+            _ => 0,
+        }
+    }
+}

@@ -1,0 +1,292 @@
+//! How a connection gets its inbox: pushed while it keeps up, pulled from the store while it does
+//! not, acknowledged by one number.
+
+use crate::{
+    conn::{ConnId, InFlight, Phase, Source},
+    lane::Pending,
+    metrics::Counter,
+    shard::{Purpose, Shard, Turn},
+    store::{Entry, Item, StoreCmd},
+};
+use portico_wire::{
+    SeqHeader,
+    encode::{put_routed, put_synced},
+    frame::{ConvKind, Flags, RouteHeader},
+    ids::{ConvId, Seq, UserId},
+};
+
+/// How long after a failed page the next attempt is made.
+const PAGE_RETRY_US: u64 = 500_000;
+
+impl Shard {
+    /// Shows what has become visible to the connections of its users, in order.
+    pub(crate) fn show_visible(&mut self, cx: &mut Turn<'_>) {
+        while let Some(pending) = self.lane.pop_visible() {
+            if !self.users.contains_key(&pending.user) {
+                continue;
+            }
+            for index in self.chain_list(pending.user).iter() {
+                self.show(index, &pending, cx);
+            }
+        }
+    }
+
+    fn show(&mut self, index: u32, pending: &Pending, cx: &mut Turn<'_>) {
+        let id = self.id_of(index);
+        let soft = self.config.limits.outbox_bytes_soft;
+        let conn = &mut self.conns[index as usize];
+        conn.head = pending.seq;
+        if conn.phase != Phase::Open || conn.source != Source::Live {
+            // It reads from the store, and will find this there.
+            return;
+        }
+        let room = conn.credit() > 0 && conn.pending_bytes() < soft;
+        match &pending.entry {
+            Some(entry) if is_own(entry, conn.user, conn.device) => conn.sent = pending.seq,
+            Some(entry) if room => {
+                self.push(id, pending.seq, entry, cx);
+                self.counters.bump(Counter::Delivered);
+            }
+            entry => {
+                conn.source = Source::Behind;
+                if entry.is_some() {
+                    self.counters.bump(Counter::FellBehind);
+                    if self.conns[index as usize].pending_bytes() >= soft {
+                        self.arm_idle(index);
+                    }
+                }
+                self.pull(id, cx);
+            }
+        }
+    }
+
+    /// Writes one sequenced entry and puts it into the window.
+    fn push(&mut self, id: ConnId, seq: Seq, entry: &Entry, cx: &mut Turn<'_>) {
+        let reader = self.conns[id.index as usize].user;
+        let route = RouteHeader {
+            seq,
+            msg_id: entry.msg_id,
+            conv: shown_conv(entry.conv, reader),
+            conv_seq: entry.conv_seq,
+            user: entry.sender,
+            dev: entry.device,
+            conv_kind: conv_kind(entry.conv),
+            kind: entry.kind,
+            ttl_s: entry.ttl_s,
+        };
+        let (op, flags) = (entry.op, Flags(entry.flags));
+        self.write(id, cx, |out, _| {
+            put_routed(out, op, flags, 0, 0, &route, &entry.body);
+        });
+        let Some(conn) = self.conns.get_mut(id.index as usize) else {
+            return;
+        };
+        if conn.generation != id.generation || conn.phase != Phase::Open {
+            return;
+        }
+        conn.sent = seq;
+        let own = entry.sender == reader;
+        let receipt_to = entry.conv.peer_of(reader).filter(|_| !own);
+        if conn.window.is_none() {
+            conn.window = Some(self.pool.take_window());
+        }
+        if let Some(window) = &mut conn.window {
+            window.push_back(InFlight {
+                seq,
+                conv_seq: entry.conv_seq,
+                receipt_to,
+            });
+        }
+    }
+
+    /// Asks the store for the next page, if the client has room for it.
+    pub(crate) fn pull(&mut self, id: ConnId, cx: &mut Turn<'_>) {
+        let limits = &self.config.limits;
+        let (entries_max, bytes_max) = (limits.page_entries_max, limits.page_bytes_max);
+        let soft = limits.outbox_bytes_soft;
+        let visible = self.lane.visible();
+        let Some(conn) = self.conn_mut(id) else {
+            return;
+        };
+        let credit = conn.credit();
+        let full = credit == 0 || conn.pending_bytes() >= soft;
+        if conn.phase != Phase::Open || conn.source != Source::Behind || full {
+            return;
+        }
+        conn.source = Source::Reading;
+        let cmd = StoreCmd::Replay {
+            user: conn.user,
+            after: conn.sent,
+            limit: entries_max.min(u32::try_from(credit).unwrap_or(u32::MAX)),
+            bytes_max,
+        };
+        self.submit(Purpose::Page { conn: id, visible }, cmd, cx);
+    }
+
+    pub(crate) fn on_page(
+        &mut self,
+        id: ConnId,
+        visible: Seq,
+        items: Vec<Item>,
+        more: bool,
+        cx: &mut Turn<'_>,
+    ) {
+        let soft = self.config.limits.outbox_bytes_soft;
+        let Some(conn) = self.conn_mut(id) else {
+            return;
+        };
+        if conn.source != Source::Reading {
+            return;
+        }
+        conn.source = Source::Behind;
+        let mut complete = !more;
+        for Item { seq, entry } in &items {
+            let Some(conn) = self.conn_mut(id) else {
+                return;
+            };
+            if *seq <= conn.sent {
+                continue;
+            }
+            let claimed = conn.login.as_ref().map_or(Seq(0), |login| login.last_seq);
+            let (user, device) = (conn.user, conn.device);
+            if is_own(entry, user, device) {
+                conn.sent = *seq;
+            } else if *seq <= claimed {
+                conn.sent = *seq;
+                self.note_delivered(user, entry, cx);
+            } else if is_over(entry, cx.now.wall_us) {
+                conn.sent = *seq;
+            } else if conn.credit() == 0 || conn.pending_bytes() >= soft {
+                complete = false;
+                break;
+            } else {
+                conn.replayed += u32::from(!conn.notes.synced);
+                self.push(id, *seq, entry, cx);
+                self.counters.bump(Counter::Replayed);
+            }
+        }
+        if complete {
+            self.catch_up(id, visible, cx);
+        }
+        if let Some(conn) = self.conn(id)
+            && conn.source == Source::Behind
+            && conn.pending_bytes() >= soft
+        {
+            self.arm_idle(id.index);
+        }
+        self.pull(id, cx);
+    }
+
+    /// A page ended at the end of the inbox as it stood at `visible`.
+    fn catch_up(&mut self, id: ConnId, visible: Seq, cx: &mut Turn<'_>) {
+        let Some(conn) = self.conn_mut(id) else {
+            return;
+        };
+        conn.sent = conn.sent.max(visible);
+        if conn.head > conn.sent {
+            // Something came while the page was read.
+            return;
+        }
+        conn.source = Source::Live;
+        if !conn.notes.synced {
+            conn.notes.synced = true;
+            conn.login = None;
+            let (up_to, replayed) = (conn.sent, conn.replayed);
+            self.write(id, cx, |out, _| put_synced(out, up_to, replayed));
+        }
+    }
+
+    pub(crate) fn on_no_page(&mut self, id: ConnId, cx: &mut Turn<'_>) {
+        if let Some(conn) = self.conn_mut(id)
+            && conn.source == Source::Reading
+        {
+            conn.source = Source::Behind;
+            let at = cx.now.mono_us + PAGE_RETRY_US;
+            self.page_retries.push_back((at, id));
+        }
+    }
+
+    pub(crate) fn retry_pages(&mut self, cx: &mut Turn<'_>) {
+        while let Some(&(at, id)) = self.page_retries.front() {
+            if at > cx.now.mono_us {
+                return;
+            }
+            self.page_retries.pop_front();
+            self.pull(id, cx);
+        }
+    }
+
+    /// ACK: the client has stored everything up to here.
+    pub(crate) fn on_ack(&mut self, id: ConnId, ack: SeqHeader, cx: &mut Turn<'_>) {
+        let receive_max = ack.arg.min(self.config.limits.receive_max);
+        let Some(conn) = self.conn_mut(id) else {
+            return;
+        };
+        conn.receive_max = u16::try_from(receive_max).unwrap_or(u16::MAX);
+        let beyond = Seq(ack.seq) > conn.sent;
+        let up_to = Seq(ack.seq).min(conn.sent);
+        let (user, device) = (conn.user, conn.device);
+        let mut window = conn.window.take();
+        if beyond {
+            self.counters.bump(Counter::AckBeyondSent);
+        }
+        if let Some(open) = &mut window {
+            while let Some(front) = open.front().filter(|front| front.seq <= up_to) {
+                self.counters.bump(Counter::Acknowledged);
+                if let Some(sender) = front.receipt_to {
+                    let conv = ConvId::direct(user, sender);
+                    self.mark_delivered(conv, user, front.conv_seq, cx);
+                }
+                open.pop_front();
+            }
+        }
+        match window {
+            Some(open) if !open.is_empty() => self.conns[id.index as usize].window = Some(open),
+            empty => self.pool.put_window(empty),
+        }
+        if up_to > Seq(0) {
+            self.save_cursor(user, device, up_to, cx);
+        }
+        self.pull(id, cx);
+    }
+
+    /// An entry that the client had stored before, by its own word in HELLO.
+    fn note_delivered(&mut self, user: UserId, entry: &Entry, cx: &mut Turn<'_>) {
+        if entry.sender != user && entry.conv.peer_of(user).is_some() {
+            self.mark_delivered(entry.conv, user, entry.conv_seq, cx);
+        }
+    }
+
+    /// Has the user a session now?
+    pub(crate) fn is_here(&self, user: UserId) -> bool {
+        self.users.contains_key(&user)
+    }
+}
+
+/// The device that sent an entry does not get it back (rule O3).
+fn is_own(entry: &Entry, user: UserId, device: portico_wire::ids::DeviceId) -> bool {
+    entry.sender == user && entry.device == device
+}
+
+/// Its lifetime has passed (rule O3).
+fn is_over(entry: &Entry, wall_us: u64) -> bool {
+    let ttl_us = u64::from(entry.ttl_s) * 1_000_000;
+    ttl_us != 0 && entry.conv_seq.0.saturating_add(ttl_us) < wall_us
+}
+
+/// The conversation as this reader names it.
+pub(crate) fn shown_conv(conv: ConvId, reader: UserId) -> u64 {
+    match conv {
+        ConvId::Direct(low, high) => conv.peer_of(reader).unwrap_or(low.max(high)).0,
+        ConvId::Group(group) => group.0,
+        ConvId::Status(author) => author.0,
+    }
+}
+
+pub(crate) const fn conv_kind(conv: ConvId) -> ConvKind {
+    match conv {
+        ConvId::Direct(..) => ConvKind::DIRECT,
+        ConvId::Group(_) => ConvKind::GROUP,
+        ConvId::Status(_) => ConvKind::STATUS,
+    }
+}

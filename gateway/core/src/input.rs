@@ -1,0 +1,105 @@
+//! All that can wake a shard.
+
+use crate::{
+    conn::ConnId,
+    error::AuthError,
+    home::ShardId,
+    login::Session,
+    mesh::ShardMessage,
+    store::{StoreError, StoreReply, StoreToken},
+};
+use portico_wire::{
+    Frame, FrameError,
+    ids::{DeviceId, UserId},
+};
+
+/// The time of one turn, read once by the driver.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Now {
+    /// Microseconds of a clock that never steps: deadlines.
+    pub mono_us: u64,
+    /// Microseconds since 1970: sequence numbers and what people see.
+    pub wall_us: u64,
+}
+
+impl Now {
+    pub(crate) const fn mono_s(self) -> u32 {
+        (self.mono_us / 1_000_000) as u32
+    }
+
+    pub(crate) const fn wall_s(self) -> u32 {
+        (self.wall_us / 1_000_000) as u32
+    }
+}
+
+/// What a client showed to prove who it is.
+#[derive(Clone, PartialEq, Eq)]
+pub struct Credentials {
+    pub token: Option<String>,
+    /// Tried before the token.
+    pub resume_token: Option<Vec<u8>>,
+    /// The device the client says it is; 0 = the token's own.
+    pub device: DeviceId,
+}
+
+impl std::fmt::Debug for Credentials {
+    /// Never shows a secret.
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Credentials")
+            .field("device", &self.device)
+            .finish_non_exhaustive()
+    }
+}
+
+/// Who the authenticator says it is.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Grant {
+    pub user: UserId,
+    pub device: DeviceId,
+    /// The resume token was accepted.
+    pub resumed: bool,
+    /// Goes into WELCOME; empty = none.
+    pub resume_token: Vec<u8>,
+    pub resume_ttl_s: u32,
+}
+
+/// One event. Connections are named by the driver: an index into its own table, with a generation
+/// that changes at each use of the index.
+#[derive(Debug)]
+pub enum Input<'a> {
+    /// A connection was accepted.
+    Opened { conn: ConnId },
+    /// A whole frame arrived. [`crate::feed()`] makes these from bytes.
+    Frame { conn: ConnId, frame: Frame<'a> },
+    /// The bytes cannot be followed.
+    BadFrame { conn: ConnId, error: FrameError },
+    /// The peer ended the stream, or the transport failed. Nothing can be sent any more.
+    Ended { conn: ConnId },
+    /// The kernel took this many bytes of what [`crate::Shard::take_output`] gave.
+    Written { conn: ConnId, bytes: usize },
+    /// The answer to [`crate::Effect::Authenticate`].
+    Authenticated {
+        conn: ConnId,
+        result: Result<Grant, AuthError>,
+    },
+    /// [`crate::Effect::Move`] succeeded: the socket is gone from this shard.
+    Moved { conn: ConnId },
+    /// [`crate::Effect::Move`] failed: the socket is still here.
+    MoveFailed { conn: ConnId },
+    /// A connection arrived from another shard, with its session.
+    Adopted { conn: ConnId, session: Session },
+    /// From another shard.
+    Message {
+        from: ShardId,
+        message: ShardMessage,
+    },
+    /// The store answered a request.
+    Stored {
+        token: StoreToken,
+        result: Result<StoreReply, StoreError>,
+    },
+    /// Time passed: deadlines are looked at. Due at [`crate::Shard::next_wakeup_us`] at the latest.
+    Tick,
+    /// Ask all clients to leave within `deadline_ms`, each after a random part of `spread_ms`.
+    Drain { spread_ms: u32, deadline_ms: u32 },
+}

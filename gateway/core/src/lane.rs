@@ -1,0 +1,121 @@
+//! The order in which inbox entries of this shard become visible.
+//!
+//! Every reference that this shard submits gets the next number of one clock and a place in this
+//! queue. It is shown only when it has reached the front, that is when every smaller number is
+//! durable or will never be (rule O1). So a cursor can never pass an entry that appears later.
+
+use crate::store::Entry;
+use portico_wire::ids::{Seq, UserId};
+use std::collections::VecDeque;
+
+/// A reference on its way to an inbox.
+#[derive(Debug)]
+pub(crate) struct Pending {
+    pub(crate) user: UserId,
+    pub(crate) seq: Seq,
+    /// What to show. Absent when nobody was there to see it, or when the store knows better: then
+    /// connections read it from there.
+    pub(crate) entry: Option<Entry>,
+    state: State,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum State {
+    Waiting,
+    Durable,
+    /// Failed, or perhaps there: never shown from memory. If it does exist a repeat of the message
+    /// brings it up again under a fresh number.
+    Gone,
+}
+
+#[derive(Debug)]
+pub(crate) struct Lane {
+    queue: VecDeque<Pending>,
+    /// Place of the front.
+    first: u64,
+    visible: Seq,
+}
+
+impl Lane {
+    /// `visible`: a number that no entry in the store exceeds.
+    pub(crate) const fn new(visible: Seq) -> Self {
+        Self {
+            queue: VecDeque::new(),
+            first: 0,
+            visible,
+        }
+    }
+
+    /// Everything of this shard up to here is settled and visible to a read submitted now.
+    pub(crate) const fn visible(&self) -> Seq {
+        self.visible
+    }
+
+    /// Takes a place; `seq` must be greater than all before.
+    pub(crate) fn push(&mut self, user: UserId, seq: Seq, entry: Option<Entry>) -> u64 {
+        debug_assert!(self.queue.back().map_or(self.visible, |last| last.seq) < seq);
+        self.queue.push_back(Pending {
+            user,
+            seq,
+            entry,
+            state: State::Waiting,
+        });
+        self.first + self.queue.len() as u64 - 1
+    }
+
+    /// The store has answered for this place.
+    pub(crate) fn settle(&mut self, place: u64, durable: bool) {
+        let index = place.wrapping_sub(self.first) as usize;
+        if let Some(pending) = self.queue.get_mut(index) {
+            pending.state = if durable { State::Durable } else { State::Gone };
+        }
+    }
+
+    /// The next entry that may be shown now. Call until there is none.
+    pub(crate) fn pop_visible(&mut self) -> Option<Pending> {
+        loop {
+            match self.queue.front()?.state {
+                State::Waiting => return None,
+                State::Durable | State::Gone => {
+                    let pending = self.queue.pop_front()?;
+                    self.first += 1;
+                    self.visible = pending.seq;
+                    if pending.state == State::Durable {
+                        return Some(pending);
+                    }
+                }
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn drain(lane: &mut Lane) -> Vec<u64> {
+        std::iter::from_fn(|| lane.pop_visible())
+            .map(|pending| pending.seq.0)
+            .collect()
+    }
+
+    #[test]
+    fn nothing_overtakes_and_failures_step_aside() {
+        let mut lane = Lane::new(Seq(5));
+        let places: Vec<u64> = (10..14)
+            .map(|seq| lane.push(UserId(1), Seq(seq), None))
+            .collect();
+        lane.settle(places[1], true);
+        lane.settle(places[3], true);
+        assert_eq!(drain(&mut lane), Vec::<u64>::new());
+        assert_eq!(lane.visible(), Seq(5));
+        lane.settle(places[0], false);
+        assert_eq!(drain(&mut lane), vec![11]);
+        assert_eq!(lane.visible(), Seq(11));
+        lane.settle(places[2], true);
+        assert_eq!(drain(&mut lane), vec![12, 13]);
+        // A late second answer meets nothing.
+        lane.settle(places[0], true);
+        assert_eq!(lane.push(UserId(1), Seq(20), None), 4);
+    }
+}

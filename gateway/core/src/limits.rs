@@ -1,0 +1,118 @@
+//! Bounds of a shard. Every queue has its maximum here and its policy beside the code that fills
+//! it.
+
+use portico_wire::limits;
+
+/// What bounds memory and time in one shard.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Limits {
+    /// Largest frame a client may send after WELCOME.
+    pub frame_bytes_max: usize,
+    /// Past this much queued for a connection the shard stops pushing to it: ephemeral frames are
+    /// dropped, messages wait in the store.
+    pub outbox_bytes_soft: usize,
+    /// Past this much the connection is closed as a slow consumer.
+    pub outbox_bytes_max: usize,
+    /// A connection whose queue is past the soft bound and takes nothing for this long is closed.
+    pub stalled_ms: u32,
+    /// Requests of a connection that may be unanswered; more are refused as rate limited.
+    pub requests_max: u32,
+    /// Sequenced frames a client may ask to leave unacknowledged.
+    pub receive_max: u32,
+    /// Entries and bytes of one page of a replay.
+    pub page_entries_max: u32,
+    pub page_bytes_max: u32,
+    /// Storage requests in flight: past it the shard asks for no more input ([`crate::Shard::is_congested`]).
+    pub store_requests_soft: usize,
+    pub store_bytes_soft: usize,
+    /// Past these, messages are refused as overloaded.
+    pub store_requests_max: usize,
+    pub store_bytes_max: usize,
+    /// An answer of the store that takes longer counts as unknown.
+    pub store_timeout_ms: u32,
+    /// From accept to WELCOME.
+    pub handshake_ms: u32,
+    /// Messages of one device and conversation that wait behind a search for a first attempt.
+    pub gate_messages_max: usize,
+    /// How long cursors and watermarks wait to be written together.
+    pub flush_ms: u32,
+}
+
+impl Default for Limits {
+    fn default() -> Self {
+        Self {
+            frame_bytes_max: limits::FRAME_BYTES_DEFAULT_MAX,
+            outbox_bytes_soft: 64 << 10,
+            outbox_bytes_max: 256 << 10,
+            stalled_ms: 30_000,
+            requests_max: limits::RECEIVE_MAX_DEFAULT,
+            receive_max: limits::RECEIVE_MAX_CEILING,
+            page_entries_max: 128,
+            page_bytes_max: 48 << 10,
+            store_requests_soft: 8_192,
+            store_bytes_soft: 16 << 20,
+            store_requests_max: 16_384,
+            store_bytes_max: 32 << 20,
+            store_timeout_ms: 10_000,
+            handshake_ms: 10_000,
+            gate_messages_max: limits::RECEIVE_MAX_DEFAULT as usize,
+            flush_ms: 250,
+        }
+    }
+}
+
+impl Limits {
+    /// Everything small, so that tests reach every full queue.
+    #[must_use]
+    pub fn test_min() -> Self {
+        Self {
+            outbox_bytes_soft: 1 << 10,
+            outbox_bytes_max: 8 << 10,
+            requests_max: 4,
+            receive_max: 8,
+            page_entries_max: 2,
+            page_bytes_max: 512,
+            store_requests_soft: 8,
+            store_bytes_soft: 4 << 10,
+            store_requests_max: 16,
+            store_bytes_max: 8 << 10,
+            gate_messages_max: 4,
+            ..Self::default()
+        }
+    }
+}
+
+/// What a shard must know at its start.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ShardConfig {
+    pub shard: crate::ShardId,
+    pub shards: u16,
+    /// Goes into WELCOME, for support.
+    pub node: String,
+    /// Entries are kept this long; older cursors meet a SYNC_GAP.
+    pub retention_s: u64,
+    pub heartbeat_s: u16,
+    pub heartbeat_min_s: u16,
+    pub heartbeat_max_s: u16,
+    /// No sequence number at or below this one is ever issued: the store's ceiling at start.
+    pub seq_floor: u64,
+    pub limits: Limits,
+}
+
+impl ShardConfig {
+    /// One shard of `shards`, with the usual settings and an empty store.
+    #[must_use]
+    pub fn new(shard: crate::ShardId, shards: u16) -> Self {
+        Self {
+            shard,
+            shards,
+            node: String::new(),
+            retention_s: 365 * 86_400,
+            heartbeat_s: limits::HEARTBEAT_DEFAULT_S,
+            heartbeat_min_s: limits::HEARTBEAT_MIN_S,
+            heartbeat_max_s: limits::HEARTBEAT_MAX_S,
+            seq_floor: 0,
+            limits: Limits::default(),
+        }
+    }
+}

@@ -1,0 +1,28 @@
+//! What crosses shards: plain values, a closed list.
+
+use crate::{direct::DirectSend, receipt::Receipt, store::StoreError};
+use bytes::Bytes;
+use portico_wire::ids::{ConvSeq, DeviceId, UserId};
+
+/// A message from one shard to another. A shard's own traffic enters by the same door.
+#[derive(Debug, PartialEq, Eq)]
+pub enum ShardMessage {
+    /// To the recipient's home: make it durable, show it, answer with `DirectDone`.
+    Direct(Box<DirectSend>),
+    /// To the sender's home: the fate of `Direct`.
+    DirectDone {
+        /// `DirectSend::token`.
+        token: u64,
+        result: Result<ConvSeq, StoreError>,
+    },
+    /// To the recipient's home: show it to whoever is there, store nothing.
+    Ephemeral {
+        to: UserId,
+        from: UserId,
+        device: DeviceId,
+        kind: u8,
+        body: Bytes,
+    },
+    /// To the home of `to`: somebody has reached a point in a conversation.
+    Receipt { to: UserId, receipt: Receipt },
+}

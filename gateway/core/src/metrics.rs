@@ -1,0 +1,175 @@
+//! What a shard counts. Plain numbers, bumped where things happen, read by the driver.
+
+macro_rules! counters {
+    ($($variant:ident, $name:literal, $labels:literal, $help:literal;)+) => {
+        /// One counter. Several share a name and differ in their label.
+        #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+        #[repr(u8)]
+        pub enum Counter {
+            $($variant,)+
+        }
+
+        impl Counter {
+            pub const ALL: &'static [Self] = &[$(Self::$variant,)+];
+            /// How many there are.
+            pub const COUNT: usize = Self::ALL.len();
+
+            /// The metric's name.
+            #[must_use]
+            pub const fn name(self) -> &'static str {
+                match self { $(Self::$variant => $name,)+ }
+            }
+
+            /// Its label, as `key="value"`, or nothing.
+            #[must_use]
+            pub const fn labels(self) -> &'static str {
+                match self { $(Self::$variant => $labels,)+ }
+            }
+
+            #[must_use]
+            pub const fn help(self) -> &'static str {
+                match self { $(Self::$variant => $help,)+ }
+            }
+        }
+    };
+}
+
+counters! {
+    FramesIn, "portico_frames_received_total", "", "Whole frames from clients.";
+    BytesIn, "portico_frame_bytes_received_total", "", "Bytes of whole frames from clients.";
+    BytesOut, "portico_frame_bytes_sent_total", "", "Bytes of frames that the kernel took.";
+    Opened, "portico_connections_opened_total", "", "Connections accepted.";
+    LoggedIn, "portico_logins_total", "", "Sessions that reached WELCOME.";
+    Resumed, "portico_logins_resumed_total", "", "Of them, by resume token.";
+    MovedOut, "portico_handovers_total", "result=\"moved\"", "Logins handed to another shard.";
+    MoveFailed, "portico_handovers_total", "result=\"failed\"", "Logins handed to another shard.";
+    Accepted, "portico_messages_accepted_total", "", "Messages that got SENT.";
+    Duplicates, "portico_messages_duplicate_total", "", "Repeated messages answered with their first position.";
+    Delivered, "portico_messages_delivered_total", "path=\"push\"", "Messages written to a device.";
+    Replayed, "portico_messages_delivered_total", "path=\"store\"", "Messages written to a device.";
+    EphemeralDelivered, "portico_messages_delivered_total", "path=\"ephemeral\"", "Messages written to a device.";
+    EphemeralDropped, "portico_ephemeral_dropped_total", "", "Ephemeral frames dropped because a reader was behind.";
+    Acknowledged, "portico_messages_acknowledged_total", "", "Messages acknowledged by a device.";
+    AckBeyondSent, "portico_acks_beyond_sent_total", "", "ACKs beyond what was sent, cut down.";
+    ReceiptsOut, "portico_receipts_sent_total", "", "Receipt frames written to a device.";
+    ReceiptsDropped, "portico_receipts_dropped_total", "", "Receipt frames dropped because a reader was behind; the next one makes up for it.";
+    FellBehind, "portico_readers_behind_total", "", "Times a connection went from push to pull.";
+    UnknownOps, "portico_frames_ignored_total", "reason=\"unknown_op\"", "Frames without effect.";
+    UnsupportedOps, "portico_frames_ignored_total", "reason=\"unsupported\"", "Frames without effect.";
+    UnanswerableSends, "portico_frames_ignored_total", "reason=\"refused_without_request\"", "Frames without effect.";
+    MalformedBodies, "portico_requests_refused_total", "reason=\"malformed\"", "Requests answered with an error.";
+    RefusedArgument, "portico_requests_refused_total", "reason=\"bad_argument\"", "Requests answered with an error.";
+    RefusedUnsupported, "portico_requests_refused_total", "reason=\"unsupported\"", "Requests answered with an error.";
+    RefusedTooLarge, "portico_requests_refused_total", "reason=\"too_large\"", "Requests answered with an error.";
+    RefusedClock, "portico_requests_refused_total", "reason=\"clock_ahead\"", "Requests answered with an error.";
+    RefusedExpired, "portico_requests_refused_total", "reason=\"expired\"", "Requests answered with an error.";
+    RefusedRate, "portico_requests_refused_total", "reason=\"rate_limited\"", "Requests answered with an error.";
+    RefusedOverload, "portico_requests_refused_total", "reason=\"overloaded\"", "Requests answered with an error.";
+    RefusedStore, "portico_requests_refused_total", "reason=\"store\"", "Requests answered with an error.";
+    StoreTimeouts, "portico_requests_refused_total", "reason=\"timeout\"", "Requests answered with an error.";
+    StoreErrors, "portico_store_errors_total", "", "Storage requests that failed.";
+    ClosedByPeer, "portico_connections_closed_total", "code=\"peer\"", "Connections that ended.";
+    ClosedNormal, "portico_connections_closed_total", "code=\"4000\"", "Connections that ended.";
+    ClosedDraining, "portico_connections_closed_total", "code=\"4001\"", "Connections that ended.";
+    ClosedIdle, "portico_connections_closed_total", "code=\"4002\"", "Connections that ended.";
+    ClosedSlow, "portico_connections_closed_total", "code=\"4003\"", "Connections that ended.";
+    ClosedServerError, "portico_connections_closed_total", "code=\"4004\"", "Connections that ended.";
+    ClosedOverloaded, "portico_connections_closed_total", "code=\"4005\"", "Connections that ended.";
+    ClosedResume, "portico_connections_closed_total", "code=\"4010\"", "Connections that ended.";
+    ClosedTokenExpired, "portico_connections_closed_total", "code=\"4011\"", "Connections that ended.";
+    ClosedProtocol, "portico_connections_closed_total", "code=\"4012\"", "Connections that ended.";
+    ClosedTooLarge, "portico_connections_closed_total", "code=\"4013\"", "Connections that ended.";
+    ClosedHandshake, "portico_connections_closed_total", "code=\"4014\"", "Connections that ended.";
+    ClosedAuth, "portico_connections_closed_total", "code=\"4020\"", "Connections that ended.";
+    ClosedRevoked, "portico_connections_closed_total", "code=\"4021\"", "Connections that ended.";
+    ClosedVersion, "portico_connections_closed_total", "code=\"4022\"", "Connections that ended.";
+    ClosedReplaced, "portico_connections_closed_total", "code=\"4024\"", "Connections that ended.";
+}
+
+/// The counters of one shard.
+#[derive(Clone, Debug)]
+pub struct Counters {
+    values: [u64; Counter::COUNT],
+}
+
+impl Default for Counters {
+    fn default() -> Self {
+        Self {
+            values: [0; Counter::COUNT],
+        }
+    }
+}
+
+impl Counters {
+    #[must_use]
+    pub const fn get(&self, counter: Counter) -> u64 {
+        self.values[counter as usize]
+    }
+
+    /// All values, in the order of [`Counter::ALL`].
+    #[must_use]
+    pub const fn values(&self) -> &[u64; Counter::COUNT] {
+        &self.values
+    }
+
+    pub(crate) const fn add(&mut self, counter: Counter, count: u64) {
+        self.values[counter as usize] += count;
+    }
+
+    pub(crate) const fn bump(&mut self, counter: Counter) {
+        self.add(counter, 1);
+    }
+}
+
+/// What a shard holds right now.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Gauges {
+    pub connections: u64,
+    pub sessions: u64,
+    pub users: u64,
+    pub store_requests: u64,
+    pub store_bytes: u64,
+    pub messages_in_flight: u64,
+    pub gates: u64,
+    pub unsaved: u64,
+}
+
+impl Gauges {
+    /// How many there are.
+    pub const COUNT: usize = 8;
+
+    /// Name, help and value of each.
+    #[must_use]
+    pub const fn entries(&self) -> [(&'static str, &'static str, u64); Self::COUNT] {
+        [
+            ("portico_connections", "Open connections.", self.connections),
+            ("portico_sessions", "Logged-in connections.", self.sessions),
+            ("portico_users", "Users with a session here.", self.users),
+            (
+                "portico_store_requests_in_flight",
+                "Storage requests without an answer yet.",
+                self.store_requests,
+            ),
+            (
+                "portico_store_bytes_in_flight",
+                "About the memory they hold.",
+                self.store_bytes,
+            ),
+            (
+                "portico_messages_in_flight",
+                "Messages of this shard's users without a fate yet.",
+                self.messages_in_flight,
+            ),
+            (
+                "portico_gates",
+                "Searches for a first attempt that hold back later messages.",
+                self.gates,
+            ),
+            (
+                "portico_unsaved",
+                "Cursors and watermarks waiting to be written.",
+                self.unsaved,
+            ),
+        ]
+    }
+}

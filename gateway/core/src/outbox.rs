@@ -1,0 +1,221 @@
+//! What goes out to clients: the queue of a connection, its bounds, and the buffers behind it.
+
+use crate::{
+    conn::{ConnId, Phase, Source, Window},
+    effects::Effect,
+    error::Refusal,
+    metrics::Counter,
+    shard::{Shard, Turn},
+};
+use portico_wire::{
+    CloseCode,
+    encode::{self, Encoder},
+    message::{Close, ErrorReply},
+};
+use std::mem;
+
+/// Buffers kept for reuse, per shard. Larger ones go back to the allocator.
+const POOLED_MAX: usize = 1_024;
+const POOLED_BYTES_MAX: usize = 16 << 10;
+
+#[derive(Debug, Default)]
+pub(crate) struct Pool {
+    buffers: Vec<Vec<u8>>,
+    /// Boxed as connections hold them, so that taking one moves a pointer.
+    #[expect(
+        clippy::vec_box,
+        reason = "a connection's slot has room for a pointer only"
+    )]
+    windows: Vec<Box<Window>>,
+}
+
+impl Pool {
+    fn take(&mut self) -> Vec<u8> {
+        self.buffers.pop().unwrap_or_default()
+    }
+
+    pub(crate) fn put(&mut self, mut buffer: Vec<u8>) {
+        let fits = (1..=POOLED_BYTES_MAX).contains(&buffer.capacity());
+        if fits && self.buffers.len() < POOLED_MAX {
+            buffer.clear();
+            self.buffers.push(buffer);
+        }
+    }
+
+    pub(crate) fn take_window(&mut self) -> Box<Window> {
+        self.windows.pop().unwrap_or_default()
+    }
+
+    pub(crate) fn put_window(&mut self, window: Option<Box<Window>>) {
+        if let Some(mut window) = window
+            && self.windows.len() < POOLED_MAX
+        {
+            window.clear();
+            self.windows.push(window);
+        }
+    }
+}
+
+impl Shard {
+    /// The bytes that wait for this connection, for one send. The driver reports them with
+    /// [`crate::Input::Written`] once the kernel has them, and returns the buffer to [`Self::recycle`].
+    pub fn take_output(&mut self, id: ConnId) -> Vec<u8> {
+        let Some(conn) = self.conn_mut(id) else {
+            return Vec::new();
+        };
+        conn.notes.output_told = false;
+        let out = mem::take(&mut conn.out);
+        // Bounded by `outbox_bytes_max`.
+        conn.sending += out.len() as u32;
+        out
+    }
+
+    /// Gives a buffer back for reuse.
+    pub fn recycle(&mut self, buffer: Vec<u8>) {
+        self.pool.put(buffer);
+    }
+
+    /// Appends a frame to a connection's queue. The queue has a last bound: a client that lets its
+    /// answers pile up beyond it is closed.
+    pub(crate) fn write(
+        &mut self,
+        id: ConnId,
+        cx: &mut Turn<'_>,
+        put: impl FnOnce(&mut Vec<u8>, &mut Encoder),
+    ) {
+        let now_s = cx.now.mono_s();
+        let max = self.config.limits.outbox_bytes_max;
+        let Some(conn) = self.conns.get_mut(id.index as usize) else {
+            return;
+        };
+        if conn.generation != id.generation || conn.phase == Phase::Free {
+            return;
+        }
+        if conn.out.capacity() == 0 {
+            conn.out = self.pool.take();
+        }
+        if conn.pending_bytes() == 0 {
+            conn.progress_s = now_s;
+        }
+        put(&mut conn.out, &mut self.encoder);
+        if !mem::replace(&mut conn.notes.output_told, true) {
+            cx.fx.list.push(Effect::Output(id));
+        }
+        if conn.pending_bytes() > max {
+            let detail = "the client does not read";
+            self.close(id, CloseCode::SLOW_CONSUMER, detail, cx);
+        }
+    }
+
+    pub(crate) fn on_written(&mut self, id: ConnId, bytes: usize, cx: &mut Turn<'_>) {
+        self.counters.add(Counter::BytesOut, bytes as u64);
+        let now_s = cx.now.mono_s();
+        let soft = self.config.limits.outbox_bytes_soft;
+        let Some(conn) = self.conn_mut(id) else {
+            return;
+        };
+        conn.sending = conn.sending.saturating_sub(bytes as u32);
+        if bytes > 0 {
+            conn.progress_s = now_s;
+        }
+        if conn.source == Source::Behind && conn.pending_bytes() < soft {
+            self.pull(id, cx);
+        }
+    }
+
+    /// Ends a connection from this side: what is queued goes out, then CLOSE.
+    pub(crate) fn close(&mut self, id: ConnId, code: CloseCode, detail: &str, cx: &mut Turn<'_>) {
+        self.close_with(id, &Close::new(code, detail), cx);
+    }
+
+    pub(crate) fn close_with(&mut self, id: ConnId, close: &Close<'_>, cx: &mut Turn<'_>) {
+        if self.conn(id).is_none() {
+            return;
+        }
+        self.counters.bump(closed_counter(close.code));
+        let mut last = self.vacate(id);
+        if close.code == CloseCode::SLOW_CONSUMER {
+            // It would not read the queue either.
+            last.clear();
+        }
+        self.encoder.close(&mut last, close);
+        cx.fx.list.push(Effect::Close { conn: id, last });
+    }
+
+    pub(crate) fn pong(&mut self, id: ConnId, corr: u32, cx: &mut Turn<'_>) {
+        self.write(id, cx, |out, _| encode::put_pong(out, corr));
+    }
+
+    pub(crate) fn done(&mut self, id: ConnId, corr: u32, cx: &mut Turn<'_>) {
+        if corr != 0 {
+            self.write(id, cx, |out, _| encode::put_done(out, corr, 0));
+        }
+    }
+
+    /// Answers a request with ERROR; what asked for no answer is counted only.
+    pub(crate) fn refuse(
+        &mut self,
+        id: ConnId,
+        request: bool,
+        corr: u32,
+        op: u8,
+        why: Refusal,
+        cx: &mut Turn<'_>,
+    ) {
+        self.counters.bump(refused_counter(why));
+        if !request {
+            return;
+        }
+        let reply = ErrorReply {
+            code: why.code(),
+            retry_after_ms: why.retry_after_ms(),
+            detail: why.detail(),
+            op,
+            server_us: match why {
+                Refusal::ClockAhead => cx.now.wall_us,
+                _ => 0,
+            },
+        };
+        self.write(id, cx, |out, encoder| encoder.error(out, corr, &reply));
+    }
+}
+
+const fn refused_counter(why: Refusal) -> Counter {
+    match why {
+        Refusal::Malformed => Counter::MalformedBodies,
+        Refusal::UnknownOp | Refusal::UnsupportedOp | Refusal::UnsupportedConversation => {
+            Counter::RefusedUnsupported
+        }
+        Refusal::TooLarge => Counter::RefusedTooLarge,
+        Refusal::NoSuchUser | Refusal::BadKind | Refusal::BadReceipt | Refusal::BadMsgId => {
+            Counter::RefusedArgument
+        }
+        Refusal::ClockAhead => Counter::RefusedClock,
+        Refusal::MsgIdTooOld => Counter::RefusedExpired,
+        Refusal::TooManyRequests => Counter::RefusedRate,
+        Refusal::Overloaded => Counter::RefusedOverload,
+        Refusal::TimedOut => Counter::StoreTimeouts,
+        Refusal::Store(_) => Counter::RefusedStore,
+    }
+}
+
+const fn closed_counter(code: CloseCode) -> Counter {
+    match code {
+        CloseCode::NORMAL => Counter::ClosedNormal,
+        CloseCode::DRAINING => Counter::ClosedDraining,
+        CloseCode::IDLE_TIMEOUT => Counter::ClosedIdle,
+        CloseCode::SLOW_CONSUMER => Counter::ClosedSlow,
+        CloseCode::OVERLOADED => Counter::ClosedOverloaded,
+        CloseCode::RESUME_REFUSED => Counter::ClosedResume,
+        CloseCode::TOKEN_EXPIRED => Counter::ClosedTokenExpired,
+        CloseCode::PROTOCOL_ERROR => Counter::ClosedProtocol,
+        CloseCode::FRAME_TOO_LARGE => Counter::ClosedTooLarge,
+        CloseCode::HANDSHAKE_TIMEOUT => Counter::ClosedHandshake,
+        CloseCode::AUTH_FAILED => Counter::ClosedAuth,
+        CloseCode::DEVICE_REVOKED => Counter::ClosedRevoked,
+        CloseCode::VERSION_UNSUPPORTED => Counter::ClosedVersion,
+        CloseCode::SESSION_REPLACED => Counter::ClosedReplaced,
+        // SERVER_ERROR, and what this version does not send.
+        _ => Counter::ClosedServerError,
+    }
+}

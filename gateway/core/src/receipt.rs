@@ -1,0 +1,247 @@
+//! Receipts on the wire: READ from clients, pushes to clients, and the question for watermarks.
+
+use crate::{
+    conn::{ConnId, Phase},
+    error::Refusal,
+    inbox::{conv_kind, shown_conv},
+    metrics::Counter,
+    shard::{Purpose, Shard, Turn},
+    store::{Marks, StoreCmd, StoreError},
+};
+use portico_wire::{
+    Frame, Op, RouteHeader,
+    encode::put_routed,
+    frame::{ConvKind, Flags, receipt_kind},
+    ids::{ConvId, ConvSeq, UserId},
+    message::{ClientState, ReceiptsGet},
+};
+
+/// `reader` has reached `up_to` in `conv`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Receipt {
+    pub conv: ConvId,
+    pub reader: UserId,
+    /// Of [`receipt_kind`].
+    pub kind: u8,
+    pub up_to: ConvSeq,
+    /// Unix second at which the gateway saw it.
+    pub at_s: u32,
+}
+
+/// A RECEIPTS_GET whose conversations are being read.
+#[derive(Debug)]
+pub(crate) struct Query {
+    conn: ConnId,
+    corr: u32,
+    left: usize,
+    failed: Option<StoreError>,
+}
+
+impl Shard {
+    /// RECEIPT from a client: what its user has read.
+    pub(crate) fn on_receipt_frame(&mut self, id: ConnId, frame: Frame<'_>, cx: &mut Turn<'_>) {
+        let Some(route) = frame.route() else {
+            return;
+        };
+        let (request, corr) = (frame.is_request(), frame.corr());
+        let requests_max = self.config.limits.requests_max;
+        let Some(conn) = self.conn_mut(id) else {
+            return;
+        };
+        let reader = conn.user;
+        let peer = UserId(route.conv);
+        let direct = route.conv_kind == ConvKind::DIRECT && peer.is_valid();
+        let refusal = if !direct || route.kind != receipt_kind::READ {
+            Some(Refusal::BadReceipt)
+        } else if request && u32::from(conn.requests) >= requests_max {
+            Some(Refusal::TooManyRequests)
+        } else {
+            None
+        };
+        if let Some(why) = refusal {
+            return self.refuse(id, request, corr, frame.op(), why, cx);
+        }
+        conn.requests += u16::from(request);
+        // Nobody has read the future.
+        let up_to = route.conv_seq.min(ConvSeq(cx.now.wall_us));
+        let waiting = request.then_some((id, corr));
+        self.mark_read(ConvId::direct(reader, peer), reader, up_to, waiting, cx);
+    }
+
+    /// The mark of a READ request is written, or could not be.
+    pub(crate) fn answer_read(
+        &mut self,
+        id: ConnId,
+        corr: u32,
+        result: Result<(), StoreError>,
+        cx: &mut Turn<'_>,
+    ) {
+        self.release_request(id);
+        match result {
+            Ok(()) => self.done(id, corr, cx),
+            Err(error) => {
+                let op = Op::Receipt as u8;
+                self.refuse(id, true, corr, op, Refusal::Store(error), cx);
+            }
+        }
+    }
+
+    /// Writes a receipt to the connections of `to` that care and have room. A lost one is made
+    /// good by the next, or by RECEIPTS_GET.
+    pub(crate) fn push_receipt(&mut self, to: UserId, receipt: &Receipt, cx: &mut Turn<'_>) {
+        let soft = self.config.limits.outbox_bytes_soft;
+        for index in self.chain_list(to).iter() {
+            let conn = &self.conns[index as usize];
+            if conn.state == ClientState::Background || conn.phase != Phase::Open {
+                continue;
+            }
+            if conn.pending_bytes() >= soft {
+                self.counters.bump(Counter::ReceiptsDropped);
+                continue;
+            }
+            let id = self.id_of(index);
+            self.write_receipt(id, Flags::NONE, 0, receipt, cx);
+        }
+    }
+
+    fn write_receipt(
+        &mut self,
+        id: ConnId,
+        flags: Flags,
+        corr: u32,
+        receipt: &Receipt,
+        cx: &mut Turn<'_>,
+    ) {
+        let Some(conn) = self.conn(id) else {
+            return;
+        };
+        let route = RouteHeader {
+            conv: shown_conv(receipt.conv, conn.user),
+            conv_kind: conv_kind(receipt.conv),
+            kind: receipt.kind,
+            conv_seq: receipt.up_to,
+            user: receipt.reader,
+            ..RouteHeader::default()
+        };
+        let (op, at_s) = (Op::Receipt as u8, receipt.at_s);
+        self.write(id, cx, |out, _| {
+            put_routed(out, op, flags, corr, at_s, &route, &[]);
+        });
+        self.counters.bump(Counter::ReceiptsOut);
+    }
+
+    /// RECEIPTS_GET: the watermarks of some conversations, then DONE.
+    pub(crate) fn on_receipts_get(&mut self, id: ConnId, frame: Frame<'_>, cx: &mut Turn<'_>) {
+        let Ok(get) = ReceiptsGet::decode(frame.body()) else {
+            return self.on_malformed(id, frame, cx);
+        };
+        let (request, corr) = (frame.is_request(), frame.corr());
+        let full = self.is_full();
+        let requests_max = self.config.limits.requests_max;
+        let Some(conn) = self.conn_mut(id).filter(|_| request) else {
+            return;
+        };
+        let unserved =
+            |&(kind, peer): &(ConvKind, u64)| kind != ConvKind::DIRECT || !UserId(peer).is_valid();
+        let refusal = if u32::from(conn.requests) >= requests_max {
+            Some(Refusal::TooManyRequests)
+        } else if get.members || get.convs.iter().any(unserved) {
+            Some(Refusal::UnsupportedConversation)
+        } else if full {
+            Some(Refusal::Overloaded)
+        } else {
+            None
+        };
+        if let Some(why) = refusal {
+            return self.refuse(id, request, corr, frame.op(), why, cx);
+        }
+        if get.convs.is_empty() {
+            return self.done(id, corr, cx);
+        }
+        conn.requests += 1;
+        let user = conn.user;
+        let query = self.queries.insert(Query {
+            conn: id,
+            corr,
+            left: get.convs.len(),
+            failed: None,
+        });
+        for (_, peer) in get.convs {
+            let conv = ConvId::direct(user, UserId(peer));
+            self.submit(Purpose::Marks { query, conv }, StoreCmd::Marks { conv }, cx);
+        }
+    }
+
+    /// The store has answered for one conversation of a query.
+    pub(crate) fn on_marks(
+        &mut self,
+        query: u64,
+        conv: ConvId,
+        result: Result<Vec<(UserId, Marks)>, StoreError>,
+        cx: &mut Turn<'_>,
+    ) {
+        let Some(open) = self.queries.get_mut(query) else {
+            return;
+        };
+        open.left -= 1;
+        let (id, corr, left) = (open.conn, open.corr, open.left);
+        match result {
+            Ok(marks) => {
+                for (reader, marks) in marks {
+                    self.answer_marks(id, corr, conv, reader, marks, cx);
+                }
+            }
+            Err(error) => open.failed = Some(error),
+        }
+        if left > 0 {
+            return;
+        }
+        let failed = self.queries.remove(query).and_then(|open| open.failed);
+        self.release_request(id);
+        match failed {
+            None => self.done(id, corr, cx),
+            Some(error) => {
+                let op = Op::ReceiptsGet as u8;
+                self.refuse(id, true, corr, op, Refusal::Store(error), cx);
+            }
+        }
+    }
+
+    fn answer_marks(
+        &mut self,
+        id: ConnId,
+        corr: u32,
+        conv: ConvId,
+        reader: UserId,
+        marks: Marks,
+        cx: &mut Turn<'_>,
+    ) {
+        let both = [
+            (
+                receipt_kind::DELIVERED,
+                marks.delivered,
+                marks.delivered_at_s,
+            ),
+            (receipt_kind::READ, marks.read, marks.read_at_s),
+        ];
+        for (kind, up_to, at_s) in both {
+            if up_to > ConvSeq(0) {
+                let receipt = Receipt {
+                    conv,
+                    reader,
+                    kind,
+                    up_to,
+                    at_s,
+                };
+                self.write_receipt(id, Flags::REPLY | Flags::MORE, corr, &receipt, cx);
+            }
+        }
+    }
+
+    /// A request of this connection got its answer.
+    pub(crate) fn release_request(&mut self, id: ConnId) {
+        if let Some(conn) = self.conn_mut(id) {
+            conn.requests = conn.requests.saturating_sub(1);
+        }
+    }
+}

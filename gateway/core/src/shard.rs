@@ -1,0 +1,670 @@
+//! The shard: what it owns, the one way in, and dispatch. What happens is in the files beside.
+
+use crate::{
+    conn::{Conn, ConnId, NO_CONN, Phase},
+    direct::Outgoing,
+    drain::Drain,
+    effects::{Effect, Effects},
+    error::Refusal,
+    home::{ShardId, user_home},
+    input::{Input, Now},
+    lane::Lane,
+    limits::ShardConfig,
+    mesh::ShardMessage,
+    metrics::{Counter, Counters, Gauges},
+    ops::Tokens,
+    outbox::Pool,
+    receipt::Query,
+    seq::SeqClock,
+    store::{StoreCmd, StoreError, StoreReply, StoreRequest, StoreToken},
+    timer::Wheel,
+    watermark::Unsaved,
+};
+use portico_wire::{
+    CloseCode, Frame, FrameError, Op,
+    encode::Encoder,
+    ids::{ConvId, ConvSeq, DeviceId, Seq, UserId},
+    limits::{FRAME_BYTES_BEFORE_WELCOME_MAX, MALFORMED_PER_MINUTE_MAX},
+    message::ClientState,
+    op::{Direction, PRIVATE_FIRST},
+};
+use rustc_hash::FxHashMap;
+use std::collections::VecDeque;
+
+/// Seconds beyond twice the heartbeat before a silent connection is closed.
+const HEARTBEAT_GRACE_S: u32 = 15;
+
+/// The time of a turn and the place for its effects.
+#[derive(Debug)]
+pub(crate) struct Turn<'a> {
+    pub(crate) now: Now,
+    pub(crate) fx: &'a mut Effects,
+}
+
+/// What the answer to a storage request is for.
+#[derive(Debug)]
+pub(crate) enum Purpose {
+    /// A message and its reference; `place` in the lane.
+    Append {
+        place: u64,
+        origin: ShardId,
+        token: u64,
+        conv_seq: ConvSeq,
+    },
+    /// The copy for the sender's other devices.
+    OwnCopy { place: u64, token: u64 },
+    /// Was a repeated message accepted before?
+    Find { token: u64 },
+    /// The cursor of a device that logs in.
+    Cursors { conn: ConnId },
+    /// A page of an inbox; everything up to `visible` was visible to it.
+    Page { conn: ConnId, visible: Seq },
+    /// One conversation of a RECEIPTS_GET.
+    Marks { query: u64, conv: ConvId },
+    /// Cursors or watermarks, kept in case they must be written again.
+    Save(crate::watermark::Batch),
+}
+
+/// A request in flight.
+#[derive(Debug)]
+pub(crate) struct InStore {
+    pub(crate) op: Purpose,
+    pub(crate) weight: usize,
+}
+
+/// One shard. See the crate's head for the rules.
+#[derive(Debug)]
+pub struct Shard {
+    pub(crate) config: ShardConfig,
+    pub(crate) conns: Vec<Conn>,
+    /// First connection of each user that is here.
+    pub(crate) users: FxHashMap<UserId, u32>,
+    pub(crate) lane: Lane,
+    pub(crate) seq: SeqClock,
+    pub(crate) wheel: Wheel,
+    pub(crate) encoder: Encoder,
+    pub(crate) pool: Pool,
+    pub(crate) counters: Counters,
+    pub(crate) unsaved: Unsaved,
+    pub(crate) drain: Option<Drain>,
+    /// Messages of this shard's users whose fate is open.
+    pub(crate) outgoing: Tokens<Outgoing>,
+    /// When to stop waiting for each of them; in order, because the time allowed is the same.
+    pub(crate) send_deadlines: VecDeque<(u64, u64)>,
+    /// Messages that wait while a first attempt is looked for, per device and recipient.
+    pub(crate) gates: FxHashMap<(UserId, DeviceId, UserId), VecDeque<u64>>,
+    /// Connections whose page failed, and when to read again; in order.
+    pub(crate) page_retries: VecDeque<(u64, ConnId)>,
+    /// Questions for watermarks whose answers are being read.
+    pub(crate) queries: Tokens<Query>,
+    in_store: Tokens<InStore>,
+    store_weight: usize,
+    /// Messages to this very shard.
+    local: VecDeque<ShardMessage>,
+    due: Vec<u32>,
+    open: usize,
+    sessions: usize,
+}
+
+impl Shard {
+    #[must_use]
+    pub fn new(config: ShardConfig) -> Self {
+        let floor = config.seq_floor;
+        Self {
+            conns: Vec::new(),
+            users: FxHashMap::default(),
+            lane: Lane::new(Seq(floor)),
+            seq: SeqClock::new(floor),
+            wheel: Wheel::new(),
+            encoder: Encoder::new(),
+            pool: Pool::default(),
+            counters: Counters::default(),
+            unsaved: Unsaved::default(),
+            drain: None,
+            outgoing: Tokens::default(),
+            send_deadlines: VecDeque::new(),
+            gates: FxHashMap::default(),
+            page_retries: VecDeque::new(),
+            queries: Tokens::default(),
+            in_store: Tokens::default(),
+            store_weight: 0,
+            local: VecDeque::new(),
+            due: Vec::new(),
+            open: 0,
+            sessions: 0,
+            config,
+        }
+    }
+
+    /// Takes one event and says what follows from it. Effects are appended to `fx`.
+    pub fn handle(&mut self, now: Now, input: Input<'_>, fx: &mut Effects) {
+        let cx = &mut Turn { now, fx };
+        match input {
+            Input::Opened { conn } => self.on_opened(conn, cx),
+            Input::Frame { conn, frame } => self.on_frame(conn, frame, cx),
+            Input::BadFrame { conn, error } => self.on_bad_frame(conn, error, cx),
+            Input::Ended { conn } => self.on_ended(conn, cx),
+            Input::Written { conn, bytes } => self.on_written(conn, bytes, cx),
+            Input::Authenticated { conn, result } => self.on_authenticated(conn, result, cx),
+            Input::Moved { conn } => self.on_moved(conn),
+            Input::MoveFailed { conn } => self.on_move_failed(conn, cx),
+            Input::Adopted { conn, session } => self.on_adopted(conn, session, cx),
+            Input::Message { message, .. } => self.on_message(message, cx),
+            Input::Stored { token, result } => self.on_stored(token, result, cx),
+            Input::Tick => {}
+            Input::Drain {
+                spread_ms,
+                deadline_ms,
+            } => self.begin_drain(spread_ms, deadline_ms, cx),
+        }
+        // Only a tick or an old deadline makes this do anything.
+        self.on_time(cx);
+        while let Some(message) = self.local.pop_front() {
+            self.on_message(message, cx);
+        }
+    }
+
+    /// The longest frame this connection may send now.
+    #[must_use]
+    pub fn frame_bytes_max(&self, conn: ConnId) -> usize {
+        match self.conn(conn) {
+            Some(conn) if conn.is_logged_in() => self.config.limits.frame_bytes_max,
+            _ => FRAME_BYTES_BEFORE_WELCOME_MAX,
+        }
+    }
+
+    /// May frames of this connection be handed in now?
+    #[must_use]
+    pub fn wants_input(&self, conn: ConnId) -> bool {
+        self.conn(conn)
+            .is_some_and(|conn| matches!(conn.phase, Phase::Greeting | Phase::Open))
+    }
+
+    /// Does the shard still know this connection?
+    #[must_use]
+    pub fn is_open(&self, conn: ConnId) -> bool {
+        self.conn(conn).is_some()
+    }
+
+    /// The store has enough to do: the driver should not read from sockets for now.
+    #[must_use]
+    pub fn is_congested(&self) -> bool {
+        let limits = &self.config.limits;
+        self.in_store.len() > limits.store_requests_soft
+            || self.store_weight > limits.store_bytes_soft
+    }
+
+    /// Nothing more fits: messages are refused.
+    pub(crate) fn is_full(&self) -> bool {
+        let limits = &self.config.limits;
+        self.in_store.len() >= limits.store_requests_max
+            || self.outgoing.len() >= limits.store_requests_max
+            || self.store_weight >= limits.store_bytes_max
+    }
+
+    /// When [`Input::Tick`] is due, in monotonic microseconds.
+    #[must_use]
+    pub fn next_wakeup_us(&self) -> Option<u64> {
+        let wheel = self
+            .wheel
+            .next_s()
+            .map(|second| u64::from(second) * 1_000_000);
+        let send = self.send_deadlines.front().map(|(at, _)| *at);
+        let page = self.page_retries.front().map(|(at, _)| *at);
+        let drain = self.drain.as_ref().and_then(Drain::next_us);
+        [wheel, send, page, drain, self.unsaved.next_us()]
+            .into_iter()
+            .flatten()
+            .min()
+    }
+
+    /// After [`Input::Drain`]: every connection is gone and everything is written.
+    #[must_use]
+    pub fn is_drained(&self) -> bool {
+        self.drain.is_some()
+            && self.open == 0
+            && self.in_store.len() == 0
+            && self.outgoing.len() == 0
+            && self.unsaved.is_empty()
+    }
+
+    #[must_use]
+    pub const fn counters(&self) -> &Counters {
+        &self.counters
+    }
+
+    #[must_use]
+    pub fn gauges(&self) -> Gauges {
+        Gauges {
+            connections: self.open as u64,
+            sessions: self.sessions as u64,
+            users: self.users.len() as u64,
+            store_requests: self.in_store.len() as u64,
+            store_bytes: self.store_weight as u64,
+            messages_in_flight: self.outgoing.len() as u64,
+            gates: self.gates.len() as u64,
+            unsaved: self.unsaved.len() as u64,
+        }
+    }
+
+    // ---- connections
+
+    pub(crate) fn conn(&self, id: ConnId) -> Option<&Conn> {
+        let conn = self.conns.get(id.index as usize)?;
+        (conn.generation == id.generation && conn.phase != Phase::Free).then_some(conn)
+    }
+
+    pub(crate) fn conn_mut(&mut self, id: ConnId) -> Option<&mut Conn> {
+        let conn = self.conns.get_mut(id.index as usize)?;
+        (conn.generation == id.generation && conn.phase != Phase::Free).then_some(conn)
+    }
+
+    pub(crate) fn id_of(&self, index: u32) -> ConnId {
+        ConnId {
+            index,
+            generation: self.conns[index as usize].generation,
+        }
+    }
+
+    fn on_opened(&mut self, id: ConnId, cx: &mut Turn<'_>) {
+        self.counters.bump(Counter::Opened);
+        self.occupy(id, Phase::Greeting, cx);
+        let deadline_s = cx.now.mono_s() + self.config.limits.handshake_ms.div_ceil(1_000);
+        self.wheel.set(id.index, deadline_s);
+    }
+
+    pub(crate) fn occupy(&mut self, id: ConnId, phase: Phase, cx: &Turn<'_>) {
+        let index = id.index as usize;
+        if self.conns.len() <= index {
+            self.conns.resize_with(index + 1, Conn::free);
+        }
+        debug_assert_eq!(self.conns[index].phase, Phase::Free);
+        self.conns[index] = Conn {
+            generation: id.generation,
+            phase,
+            active_s: cx.now.mono_s(),
+            progress_s: cx.now.mono_s(),
+            ..Conn::free()
+        };
+        self.open += 1;
+    }
+
+    /// Forgets a connection and returns what it still had to send.
+    pub(crate) fn vacate(&mut self, id: ConnId) -> Vec<u8> {
+        let Some(conn) = self.conn_mut(id) else {
+            return Vec::new();
+        };
+        let conn = std::mem::replace(conn, Conn::free());
+        // The generation stays with the slot until it is used again.
+        self.conns[id.index as usize].generation = conn.generation;
+        self.wheel.cancel(id.index);
+        self.open -= 1;
+        if conn.is_logged_in() {
+            self.sessions -= 1;
+            self.unlink(conn.user, id.index, conn.next_of_user);
+        }
+        self.pool.put_window(conn.window);
+        conn.out
+    }
+
+    /// Puts a connection at the head of its user's chain.
+    pub(crate) fn link(&mut self, user: UserId, index: u32) {
+        self.sessions += 1;
+        let next = self.users.insert(user, index).unwrap_or(NO_CONN);
+        self.conns[index as usize].next_of_user = next;
+    }
+
+    fn unlink(&mut self, user: UserId, index: u32, next: u32) {
+        let Some(&first) = self.users.get(&user) else {
+            return;
+        };
+        if first == index {
+            if next == NO_CONN {
+                self.users.remove(&user);
+            } else {
+                self.users.insert(user, next);
+            }
+            return;
+        }
+        let mut at = first;
+        while at != NO_CONN {
+            let conn = &mut self.conns[at as usize];
+            if conn.next_of_user == index {
+                conn.next_of_user = next;
+                return;
+            }
+            at = conn.next_of_user;
+        }
+    }
+
+    /// The connections of a user, newest first. The chain may not change while it is walked.
+    pub(crate) fn chain(&self, user: UserId) -> impl Iterator<Item = u32> + '_ {
+        let first = self.users.get(&user).copied().unwrap_or(NO_CONN);
+        let next = |index: u32| (index != NO_CONN).then_some(index);
+        std::iter::successors(next(first), move |index| {
+            next(self.conns[*index as usize].next_of_user)
+        })
+    }
+
+    /// The same as a list, for loops that change connections. Users have few devices.
+    pub(crate) fn chain_list(&self, user: UserId) -> Chain {
+        self.chain(user).collect()
+    }
+
+    fn on_ended(&mut self, id: ConnId, cx: &mut Turn<'_>) {
+        if self.conn(id).is_some() {
+            self.counters.bump(Counter::ClosedByPeer);
+            let out = self.vacate(id);
+            self.pool.put(out);
+            let last = Vec::new();
+            cx.fx.list.push(Effect::Close { conn: id, last });
+        }
+    }
+
+    // ---- frames
+
+    fn on_bad_frame(&mut self, id: ConnId, error: FrameError, cx: &mut Turn<'_>) {
+        let detail = match error {
+            FrameError::TooShort => "the length field is below 12",
+            FrameError::TooLong => "the frame is longer than the limit",
+            FrameError::BadHeader => "the header does not fit the frame or the operation",
+        };
+        self.close(id, error.close_code(), detail, cx);
+    }
+
+    fn on_frame(&mut self, id: ConnId, frame: Frame<'_>, cx: &mut Turn<'_>) {
+        let now_s = cx.now.mono_s();
+        let Some(conn) = self.conn_mut(id) else {
+            return;
+        };
+        conn.active_s = now_s;
+        let phase = conn.phase;
+        self.counters.bump(Counter::FramesIn);
+        self.counters
+            .add(Counter::BytesIn, frame.bytes().len() as u64);
+        match phase {
+            Phase::Greeting => self.on_greeting_frame(id, frame, cx),
+            Phase::Open => self.on_open_frame(id, frame, cx),
+            // The driver asks `wants_input` first.
+            Phase::Free | Phase::Authenticating | Phase::Moving | Phase::Loading => {}
+        }
+    }
+
+    fn on_greeting_frame(&mut self, id: ConnId, frame: Frame<'_>, cx: &mut Turn<'_>) {
+        match frame.known_op() {
+            Some(Op::Hello) => self.on_hello(id, frame, cx),
+            Some(Op::Ping) => self.pong(id, frame.corr(), cx),
+            Some(Op::Close) => self.on_close(id, cx),
+            Some(Op::RegStart | Op::RegConfirm | Op::TokenRefresh | Op::DeviceLink) => {
+                self.on_unserved(id, frame, Refusal::UnsupportedOp, cx);
+            }
+            Some(_) => {
+                let detail = "the first frame of a session is HELLO";
+                self.close(id, CloseCode::PROTOCOL_ERROR, detail, cx);
+            }
+            None => self.on_unserved(id, frame, Refusal::UnknownOp, cx),
+        }
+    }
+
+    fn on_open_frame(&mut self, id: ConnId, frame: Frame<'_>, cx: &mut Turn<'_>) {
+        let Some(op) = frame.known_op() else {
+            let refusal = if frame.op() >= PRIVATE_FIRST {
+                Refusal::UnsupportedOp
+            } else {
+                Refusal::UnknownOp
+            };
+            return self.on_unserved(id, frame, refusal, cx);
+        };
+        match op {
+            Op::Send => self.on_send(id, frame, cx),
+            Op::Ack => self.on_ack(id, frame.seq_header(), cx),
+            Op::Ping => self.on_ping(id, frame, cx),
+            Op::Receipt => self.on_receipt_frame(id, frame, cx),
+            Op::ReceiptsGet => self.on_receipts_get(id, frame, cx),
+            Op::ClientState => {
+                if let Some(conn) = self.conn_mut(id) {
+                    conn.state = ClientState::from_u8(frame.aux().min(255) as u8);
+                }
+            }
+            Op::Close => self.on_close(id, cx),
+            Op::Hello | Op::RegStart | Op::RegConfirm => {
+                let detail = "the session has begun already";
+                self.close(id, CloseCode::PROTOCOL_ERROR, detail, cx);
+            }
+            op if op.direction() == Direction::ToClient => {
+                let detail = "only the server sends this operation";
+                self.close(id, CloseCode::PROTOCOL_ERROR, detail, cx);
+            }
+            _ => self.on_unserved(id, frame, Refusal::UnsupportedOp, cx),
+        }
+    }
+
+    fn on_unserved(&mut self, id: ConnId, frame: Frame<'_>, why: Refusal, cx: &mut Turn<'_>) {
+        self.counters.bump(match why {
+            Refusal::UnknownOp => Counter::UnknownOps,
+            _ => Counter::UnsupportedOps,
+        });
+        self.refuse(id, frame.is_request(), frame.corr(), frame.op(), why, cx);
+    }
+
+    /// A body that cannot be read: an answer, and too many of them end the connection.
+    pub(crate) fn on_malformed(&mut self, id: ConnId, frame: Frame<'_>, cx: &mut Turn<'_>) {
+        let minute = (cx.now.mono_s() / 60) as u8;
+        let Some(conn) = self.conn_mut(id) else {
+            return;
+        };
+        if conn.malformed_minute != minute {
+            conn.malformed_minute = minute;
+            conn.malformed = 0;
+        }
+        conn.malformed += 1;
+        if u32::from(conn.malformed) >= MALFORMED_PER_MINUTE_MAX {
+            self.counters.bump(Counter::MalformedBodies);
+            let detail = "too many malformed bodies";
+            return self.close(id, CloseCode::PROTOCOL_ERROR, detail, cx);
+        }
+        let (request, corr) = (frame.is_request(), frame.corr());
+        self.refuse(id, request, corr, frame.op(), Refusal::Malformed, cx);
+    }
+
+    fn on_ping(&mut self, id: ConnId, frame: Frame<'_>, cx: &mut Turn<'_>) {
+        let (min, max) = (self.config.heartbeat_min_s, self.config.heartbeat_max_s);
+        let Some(conn) = self.conn_mut(id) else {
+            return;
+        };
+        let promised = u16::try_from(frame.aux()).unwrap_or(u16::MAX);
+        if promised != 0 {
+            let shorter = promised.clamp(min, max) < conn.heartbeat_s;
+            conn.heartbeat_s = promised.clamp(min, max);
+            if shorter {
+                let deadline_s = idle_deadline_s(conn);
+                self.wheel.set(id.index, deadline_s);
+            }
+        }
+        self.pong(id, frame.corr(), cx);
+    }
+
+    fn on_close(&mut self, id: ConnId, cx: &mut Turn<'_>) {
+        self.counters.bump(Counter::ClosedNormal);
+        let last = self.vacate(id);
+        cx.fx.list.push(Effect::Close { conn: id, last });
+    }
+
+    // ---- time
+
+    fn on_time(&mut self, cx: &mut Turn<'_>) {
+        let mut due = std::mem::take(&mut self.due);
+        self.wheel.advance(cx.now.mono_s(), &mut due);
+        for index in due.drain(..) {
+            self.on_deadline(index, cx);
+        }
+        self.due = due;
+        self.expire_sends(cx);
+        self.retry_pages(cx);
+        self.flush_unsaved(cx);
+        self.continue_drain(cx);
+    }
+
+    fn on_deadline(&mut self, index: u32, cx: &mut Turn<'_>) {
+        let id = self.id_of(index);
+        let stalled_s = self.config.limits.stalled_ms / 1_000;
+        let now_s = cx.now.mono_s();
+        let Some(conn) = self.conn(id) else {
+            return;
+        };
+        match conn.phase {
+            Phase::Free => {}
+            Phase::Greeting | Phase::Authenticating | Phase::Moving | Phase::Loading => {
+                let detail = "the session did not begin in time";
+                self.close(id, CloseCode::HANDSHAKE_TIMEOUT, detail, cx);
+            }
+            Phase::Open if now_s >= idle_deadline_s(conn) => {
+                let detail = "nothing was heard for twice the promised interval";
+                self.close(id, CloseCode::IDLE_TIMEOUT, detail, cx);
+            }
+            Phase::Open if conn.pending_bytes() > 0 && now_s >= conn.progress_s + stalled_s => {
+                let detail = "nothing was read for too long";
+                self.close(id, CloseCode::SLOW_CONSUMER, detail, cx);
+            }
+            Phase::Open => self.arm_idle(index),
+        }
+    }
+
+    /// Sets the deadline of an open connection: the heartbeat, or progress of a full queue.
+    pub(crate) fn arm_idle(&mut self, index: u32) {
+        let conn = &self.conns[index as usize];
+        let mut deadline_s = idle_deadline_s(conn);
+        if conn.pending_bytes() > self.config.limits.outbox_bytes_soft {
+            deadline_s = deadline_s.min(conn.progress_s + self.config.limits.stalled_ms / 1_000);
+        }
+        self.wheel.set(index, deadline_s);
+    }
+
+    // ---- the store and other shards
+
+    pub(crate) fn submit(&mut self, op: Purpose, cmd: StoreCmd, cx: &mut Turn<'_>) {
+        let weight = cmd.weight();
+        self.store_weight += weight;
+        let token = self.in_store.insert(InStore { op, weight });
+        cx.fx.store.push(StoreRequest {
+            token: StoreToken(token),
+            deadline_us: cx.now.mono_us + u64::from(self.config.limits.store_timeout_ms) * 1_000,
+            cmd,
+        });
+    }
+
+    fn on_stored(
+        &mut self,
+        token: StoreToken,
+        result: Result<StoreReply, StoreError>,
+        cx: &mut Turn<'_>,
+    ) {
+        let Some(InStore { op, weight }) = self.in_store.remove(token.0) else {
+            return;
+        };
+        self.store_weight -= weight;
+        if result.is_err() {
+            self.counters.bump(Counter::StoreErrors);
+        }
+        match op {
+            Purpose::Append {
+                place,
+                origin,
+                token,
+                conv_seq,
+            } => {
+                let result = result.map(|_| conv_seq);
+                self.on_appended(place, origin, token, result, cx);
+            }
+            Purpose::OwnCopy { place, token } => {
+                self.on_own_copy(place, token, result.map(|_| ()), cx)
+            }
+            Purpose::Find { token } => match result {
+                Ok(StoreReply::Found(found)) => self.on_found(token, Ok(found), cx),
+                Ok(_) => self.on_found(token, Err(StoreError::Invalid), cx),
+                Err(error) => self.on_found(token, Err(error), cx),
+            },
+            Purpose::Cursors { conn } => match result {
+                Ok(StoreReply::Cursors(cursors)) => self.on_cursors(conn, &cursors, cx),
+                Ok(_) | Err(_) => self.on_no_cursors(conn, cx),
+            },
+            Purpose::Page { conn, visible } => match result {
+                Ok(StoreReply::Page { items, more }) => {
+                    self.on_page(conn, visible, items, more, cx);
+                }
+                Ok(_) | Err(_) => self.on_no_page(conn, cx),
+            },
+            Purpose::Marks { query, conv } => {
+                let marks = match result {
+                    Ok(StoreReply::Marks(marks)) => Ok(marks),
+                    Ok(_) => Err(StoreError::Invalid),
+                    Err(error) => Err(error),
+                };
+                self.on_marks(query, conv, marks, cx);
+            }
+            Purpose::Save(batch) => self.on_saved(batch, result.map(|_| ()), cx),
+        }
+    }
+
+    pub(crate) fn home(&self, user: UserId) -> ShardId {
+        user_home(user, self.config.shards)
+    }
+
+    /// Sends to another shard, or to this one by the same door.
+    pub(crate) fn post(&mut self, to: ShardId, message: ShardMessage, cx: &mut Turn<'_>) {
+        if to == self.config.shard {
+            self.local.push_back(message);
+        } else {
+            cx.fx.mesh.push((to, message));
+        }
+    }
+
+    fn on_message(&mut self, message: ShardMessage, cx: &mut Turn<'_>) {
+        match message {
+            ShardMessage::Direct(send) => self.on_direct(*send, cx),
+            ShardMessage::DirectDone { token, result } => self.on_direct_done(token, result, cx),
+            ShardMessage::Ephemeral {
+                to,
+                from,
+                device,
+                kind,
+                body,
+            } => self.on_ephemeral(to, from, device, kind, &body, cx),
+            ShardMessage::Receipt { to, receipt } => self.push_receipt(to, &receipt, cx),
+        }
+    }
+}
+
+/// When a connection that stays silent is closed.
+fn idle_deadline_s(conn: &Conn) -> u32 {
+    conn.active_s + 2 * u32::from(conn.heartbeat_s) + HEARTBEAT_GRACE_S
+}
+
+/// A short list of connections without a heap for the usual few devices.
+#[derive(Debug, Default)]
+pub(crate) struct Chain {
+    few: [u32; 4],
+    len: usize,
+    many: Vec<u32>,
+}
+
+impl FromIterator<u32> for Chain {
+    fn from_iter<T: IntoIterator<Item = u32>>(indexes: T) -> Self {
+        let mut chain = Self::default();
+        for index in indexes {
+            if chain.len < chain.few.len() {
+                chain.few[chain.len] = index;
+                chain.len += 1;
+            } else {
+                chain.many.push(index);
+            }
+        }
+        chain
+    }
+}
+
+impl Chain {
+    pub(crate) fn iter(&self) -> impl Iterator<Item = u32> + '_ {
+        self.few[..self.len].iter().chain(&self.many).copied()
+    }
+}

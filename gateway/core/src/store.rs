@@ -1,0 +1,137 @@
+//! The store in the core's own words. The gateway maps them to its adapter.
+
+use bytes::Bytes;
+use portico_wire::ids::{ConvId, ConvSeq, DeviceId, MsgId, Seq, UserId};
+
+/// Names a request until its answer. Never used twice.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct StoreToken(pub u64);
+
+/// One request. All requests of a shard go in one lane: what succeeds becomes visible in the order
+/// of submission.
+#[derive(Debug, PartialEq, Eq)]
+pub struct StoreRequest {
+    pub token: StoreToken,
+    /// The shard gives up waiting at this time of its monotonic clock; work not begun by then may
+    /// be answered as unavailable.
+    pub deadline_us: u64,
+    pub cmd: StoreCmd,
+}
+
+/// A message in its conversation. Identified by (`conv`, `conv_seq`).
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Entry {
+    pub conv: ConvId,
+    pub conv_seq: ConvSeq,
+    pub sender: UserId,
+    pub device: DeviceId,
+    pub msg_id: MsgId,
+    /// The wire operation under which it is delivered.
+    pub op: u8,
+    /// Kind of the wire's route header.
+    pub kind: u8,
+    /// Those of the wire's flags that are kept: SILENT.
+    pub flags: u8,
+    pub ttl_s: u32,
+    pub body: Bytes,
+}
+
+/// A pointer from an inbox to an entry. Identified by (`user`, `seq`).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct InboxRef {
+    pub user: UserId,
+    pub seq: Seq,
+    pub conv: ConvId,
+    pub conv_seq: ConvSeq,
+}
+
+/// Watermarks of a user in a conversation; both only grow. The seconds say when.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Marks {
+    pub delivered: ConvSeq,
+    pub delivered_at_s: u32,
+    pub read: ConvSeq,
+    pub read_at_s: u32,
+}
+
+#[derive(Debug, PartialEq, Eq)]
+pub enum StoreCmd {
+    /// Atomic: the entry and the reference.
+    Append { entry: Entry, to: InboxRef },
+    /// References to entries that exist.
+    AddRefs { refs: Vec<InboxRef> },
+    /// Was this message accepted at or after `since`?
+    Find {
+        conv: ConvId,
+        since: ConvSeq,
+        sender: UserId,
+        device: DeviceId,
+        msg_id: MsgId,
+    },
+    /// The inbox after `after`, oldest first, at most `limit` entries; cut early once the bodies
+    /// exceed `bytes_max`, but never before one entry.
+    Replay {
+        user: UserId,
+        after: Seq,
+        limit: u32,
+        bytes_max: u32,
+    },
+    /// Every device of the user that was ever here, with its cursor.
+    Cursors { user: UserId },
+    /// Merged by maximum; a cursor of 0 makes the device known.
+    SetCursors {
+        cursors: Vec<(UserId, DeviceId, Seq)>,
+    },
+    /// Merged by maximum.
+    SetMarks { marks: Vec<(ConvId, UserId, Marks)> },
+    /// Of all users in the conversation.
+    Marks { conv: ConvId },
+}
+
+impl StoreCmd {
+    /// About how much memory the request holds while it waits.
+    #[must_use]
+    pub fn weight(&self) -> usize {
+        const FIXED: usize = 160;
+        FIXED
+            + match self {
+                Self::Append { entry, .. } => entry.body.len(),
+                Self::AddRefs { refs } => refs.len() * size_of::<InboxRef>(),
+                Self::SetCursors { cursors } => cursors.len() * 24,
+                Self::SetMarks { marks } => marks.len() * 64,
+                Self::Replay { .. } | Self::Find { .. } | Self::Cursors { .. } => 0,
+                Self::Marks { .. } => 0,
+            }
+    }
+}
+
+/// One step of a replay.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Item {
+    pub seq: Seq,
+    pub entry: Entry,
+}
+
+#[derive(Debug, PartialEq, Eq)]
+pub enum StoreReply {
+    Done,
+    Found(Option<ConvSeq>),
+    Page { items: Vec<Item>, more: bool },
+    Cursors(Vec<(DeviceId, Seq)>),
+    Marks(Vec<(UserId, Marks)>),
+}
+
+/// Why a request failed, by what is known about its effect.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum StoreError {
+    /// Not applied: too much in flight.
+    Overloaded { retry_after_ms: u32 },
+    /// Not applied: the store cannot be reached.
+    Unavailable,
+    /// Perhaps applied.
+    Unknown,
+    /// Not applied, and never will be.
+    Invalid,
+    /// The store has given up. Perhaps applied.
+    Fatal,
+}
