@@ -5,7 +5,7 @@ use crate::{
     frame::{BASE_END, ConvKind, Flags, ROUTE_END, RouteHeader, SEQ_END, SeqHeader},
     generated::fb,
     ids::{ConvSeq, Seq},
-    limits::{DETAIL_BYTES_MAX, ENDPOINTS_MAX},
+    limits::{DETAIL_BYTES_MAX, ENDPOINT_BYTES_MAX, ENDPOINTS_MAX},
     message::{Close, Drain, Envelope, ErrorReply, Hello, ReceiptsGet, Welcome},
     op::Op,
 };
@@ -238,7 +238,7 @@ impl Encoder {
     pub fn close(&mut self, out: &mut Vec<u8>, close: &Close<'_>) {
         let body = self.body(|b| {
             let detail = text(b, close.detail);
-            let endpoint = text(b, close.endpoint);
+            let endpoint = is_endpoint(close.endpoint).then(|| b.create_string(close.endpoint));
             fb::Close::create(
                 b,
                 &fb::CloseArgs {
@@ -257,6 +257,7 @@ impl Encoder {
             let endpoints: Vec<_> = drain
                 .endpoints
                 .iter()
+                .filter(|endpoint| is_endpoint(endpoint))
                 .take(ENDPOINTS_MAX)
                 .map(|endpoint| b.create_string(endpoint))
                 .collect();
@@ -312,7 +313,12 @@ impl Encoder {
     }
 }
 
-/// Details and endpoints: absent when empty, never longer than the limit.
+/// A shortened address would send clients elsewhere, so one that is too long is left out instead.
+fn is_endpoint(text: &str) -> bool {
+    (1..=ENDPOINT_BYTES_MAX).contains(&text.len())
+}
+
+/// Details: absent when empty, cut at the limit.
 fn text<'b>(builder: &mut FlatBufferBuilder<'b>, text: &str) -> Option<WIPOffset<&'b str>> {
     if text.is_empty() {
         return None;

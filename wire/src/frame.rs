@@ -13,9 +13,9 @@ use crate::{
     error::FrameError,
     ids::{ConvSeq, DeviceId, MsgId, Seq, UserId},
     limits::FRAME_BYTES_MIN,
-    op::Op,
+    op::{Header, Op},
 };
-use std::ops::BitOr;
+use std::{fmt, ops::BitOr};
 
 /// End of the base header, of a SeqHeader and of a RouteHeader, in bytes from the frame's start.
 pub const BASE_END: usize = 16;
@@ -112,9 +112,21 @@ pub struct RouteHeader {
 }
 
 /// One whole frame in somebody else's buffer.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, PartialEq, Eq)]
 pub struct Frame<'a> {
     bytes: &'a [u8],
+}
+
+/// Headers only: bodies hold tokens and other people's words.
+impl fmt::Debug for Frame<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Frame")
+            .field("op", &self.op())
+            .field("flags", &self.flags().0)
+            .field("corr", &self.corr())
+            .field("bytes", &self.bytes.len())
+            .finish_non_exhaustive()
+    }
 }
 
 /// Takes the first frame of `bytes`, which holds the start of a stream or what earlier frames left.
@@ -124,7 +136,8 @@ pub fn next_frame(bytes: &[u8], max_bytes: usize) -> Result<Option<Frame<'_>>, F
     let Some(len) = bytes.first_chunk::<4>() else {
         return Ok(None);
     };
-    let total = u32::from_le_bytes(*len) as usize + 4;
+    // Saturating, because on a 32-bit client the greatest length does not fit with its own field.
+    let total = (u32::from_le_bytes(*len) as usize).saturating_add(4);
     if total < FRAME_BYTES_MIN {
         return Err(FrameError::TooShort);
     }
@@ -137,13 +150,22 @@ pub fn next_frame(bytes: &[u8], max_bytes: usize) -> Result<Option<Frame<'_>>, F
     let frame = Frame { bytes };
     let needed = match frame.known_op() {
         Some(op) => op.header().words(),
-        None => 2,
+        None => Header::Base.words(),
     };
     let routed = frame.flags().contains(Flags::ROUTED);
-    let needed = if routed { needed.max(9) } else { needed };
-    // An operation that needs a RouteHeader must also say that it has one.
-    let unrouted = needed == 9 && !routed;
-    if frame.hdr() < needed || frame.header_bytes() > total || unrouted {
+    let needed = if routed {
+        Header::Route.words()
+    } else {
+        needed
+    };
+    // An operation that needs a RouteHeader must say that it has one, and one that needs a SeqHeader
+    // must not: both would begin at the same byte.
+    let wrong_kind = match frame.known_op().map(Op::header) {
+        Some(Header::Route) => !routed,
+        Some(Header::Seq) => routed,
+        Some(Header::Base) | None => false,
+    };
+    if wrong_kind || frame.hdr() < needed || frame.header_bytes() > total {
         return Err(FrameError::BadHeader);
     }
     Ok(Some(frame))

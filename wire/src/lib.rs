@@ -1,7 +1,7 @@
 //! The Portico wire protocol: frames, operations, codes, limits, bodies.
 //!
-//! This is the only crate that knows bytes. It does no I/O, has no clock and allocates only what
-//! the caller hands in. docs/PROTOCOL.md describes the same protocol for authors of clients in
+//! This is the only crate that knows bytes. It does no I/O and has no clock; what it reads it lends
+//! from the caller's buffer, what it writes it appends to one. docs/PROTOCOL.md describes the same protocol for authors of clients in
 //! other languages.
 //!
 //! Reading goes [`frame::next_frame`] (headers, nothing to verify but lengths), then a value of

@@ -14,6 +14,8 @@ pub const FRAME_BYTES_TO_CLIENT_MAX: usize = 65_536;
 
 /// Largest Envelope (the body of SEND and DELIVER).
 pub const ENVELOPE_BYTES_MAX: usize = 64_000;
+/// Longest key_id in an Envelope.
+pub const KEY_ID_BYTES_MAX: usize = 32;
 /// Longest access token in HELLO.
 pub const TOKEN_BYTES_MAX: usize = 2_048;
 /// Longest resume token.
@@ -22,6 +24,8 @@ pub const RESUME_TOKEN_BYTES_MAX: usize = 128;
 pub const CLIENT_NAME_BYTES_MAX: usize = 64;
 /// Longest detail text of ERROR and CLOSE.
 pub const DETAIL_BYTES_MAX: usize = 200;
+/// Longest endpoint of CLOSE and DRAIN: a DNS name, a colon and a port.
+pub const ENDPOINT_BYTES_MAX: usize = 260;
 /// Most endpoints in DRAIN.
 pub const ENDPOINTS_MAX: usize = 16;
 
@@ -52,7 +56,7 @@ pub const MSG_ID_AGE_MAX_MS: u64 = 7 * 24 * 3_600 * 1_000;
 /// never used.
 pub const VERIFY_DEPTH_MAX: usize = 6;
 pub const VERIFY_TABLES_MAX: usize = 64;
-/// For KEYS_UPLOAD and NOTIFY_PREFS, the only bodies from clients with long lists of tables.
+/// For KEYS_UPLOAD and NOTIFY_PREFS, the bodies from clients with long lists of tables.
 pub const VERIFY_TABLES_LARGE_MAX: usize = 512;
 /// For bodies from the server, read by clients.
 pub const VERIFY_TABLES_CLIENT_MAX: usize = 4_096;

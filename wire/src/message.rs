@@ -1,5 +1,6 @@
-//! Bodies as plain values. Decoding verifies the flatbuffer once and checks the limits of every
-//! field; what comes out cannot fail any more. Bodies that this crate has no value for are read
+//! Bodies as plain values. Decoding verifies the flatbuffer once and checks the lengths that the
+//! protocol bounds; what comes out cannot fail any more. Numbers are as the peer wrote them: whoever
+//! uses one as a time or a size clamps it. Bodies that this crate has no value for are read
 //! through [`crate::verify::root`] and [`crate::fb`].
 
 use crate::{
@@ -9,12 +10,13 @@ use crate::{
     generated::fb,
     ids::{DeviceId, Seq, UserId},
     limits::{
-        CLIENT_NAME_BYTES_MAX, ENDPOINTS_MAX, ENVELOPE_BYTES_MAX, HEARTBEAT_DEFAULT_S,
-        HEARTBEAT_MAX_S, HEARTBEAT_MIN_S, RECEIPTS_GET_MAX, RECEIVE_MAX_DEFAULT,
-        RESUME_TOKEN_BYTES_MAX, TOKEN_BYTES_MAX,
+        CLIENT_NAME_BYTES_MAX, ENDPOINTS_MAX, ENVELOPE_BYTES_MAX, FRAME_BYTES_DEFAULT_MAX,
+        HEARTBEAT_DEFAULT_S, HEARTBEAT_MAX_S, HEARTBEAT_MIN_S, KEY_ID_BYTES_MAX, RECEIPTS_GET_MAX,
+        RECEIVE_MAX_DEFAULT, RESUME_TOKEN_BYTES_MAX, TOKEN_BYTES_MAX,
     },
     verify::{Scope, root},
 };
+use std::fmt;
 
 /// What a client is doing, in its own words.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -50,7 +52,7 @@ impl ClientState {
 }
 
 /// The first frame of a session.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, PartialEq, Eq)]
 pub struct Hello<'a> {
     pub min_version: u16,
     pub max_version: u16,
@@ -64,6 +66,24 @@ pub struct Hello<'a> {
     pub features: u32,
     pub state: ClientState,
     pub client: &'a str,
+}
+
+/// Without the tokens: credentials never reach a log.
+impl fmt::Debug for Hello<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Hello")
+            .field("min_version", &self.min_version)
+            .field("max_version", &self.max_version)
+            .field("has_token", &self.token.is_some())
+            .field("device", &self.device)
+            .field("has_resume_token", &self.resume_token.is_some())
+            .field("last_seq", &self.last_seq)
+            .field("receive_max", &self.receive_max)
+            .field("features", &self.features)
+            .field("state", &self.state)
+            .field("client", &self.client)
+            .finish()
+    }
 }
 
 impl Default for Hello<'_> {
@@ -109,7 +129,7 @@ impl<'a> Hello<'a> {
 }
 
 /// The reply to [`Hello`].
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, PartialEq, Eq)]
 pub struct Welcome<'a> {
     pub version: u16,
     pub user: UserId,
@@ -135,6 +155,31 @@ pub struct Welcome<'a> {
     pub node: &'a str,
 }
 
+/// Without the resume token: credentials never reach a log.
+impl fmt::Debug for Welcome<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Welcome")
+            .field("version", &self.version)
+            .field("user", &self.user)
+            .field("device", &self.device)
+            .field("resumed", &self.resumed)
+            .field("has_resume_token", &!self.resume_token.is_empty())
+            .field("resume_ttl_s", &self.resume_ttl_s)
+            .field("auth_ttl_s", &self.auth_ttl_s)
+            .field("head_seq", &self.head_seq)
+            .field("floor_seq", &self.floor_seq)
+            .field("receive_max", &self.receive_max)
+            .field("max_frame", &self.max_frame)
+            .field("heartbeat_s", &self.heartbeat_s)
+            .field("heartbeat_min_s", &self.heartbeat_min_s)
+            .field("heartbeat_max_s", &self.heartbeat_max_s)
+            .field("features", &self.features)
+            .field("server_us", &self.server_us)
+            .field("node", &self.node)
+            .finish()
+    }
+}
+
 impl Default for Welcome<'_> {
     fn default() -> Self {
         Self {
@@ -148,7 +193,7 @@ impl Default for Welcome<'_> {
             head_seq: Seq(0),
             floor_seq: Seq(0),
             receive_max: RECEIVE_MAX_DEFAULT,
-            max_frame: crate::limits::FRAME_BYTES_DEFAULT_MAX as u32,
+            max_frame: FRAME_BYTES_DEFAULT_MAX as u32,
             heartbeat_s: HEARTBEAT_DEFAULT_S,
             heartbeat_min_s: HEARTBEAT_MIN_S,
             heartbeat_max_s: HEARTBEAT_MAX_S,
@@ -289,14 +334,18 @@ impl<'a> Envelope<'a> {
             return Err(BodyError::TooLong);
         }
         let table = root::<fb::Envelope<'_>>(body, Scope::Client)?;
+        let key_id = table
+            .key_id()
+            .map(|bytes| bytes.bytes())
+            .unwrap_or_default();
+        if key_id.len() > KEY_ID_BYTES_MAX {
+            return Err(BodyError::TooLong);
+        }
         Ok(Self {
             cipher: table.cipher().0,
             body: table.body().map(|bytes| bytes.bytes()).unwrap_or_default(),
             packing: table.packing().0,
-            key_id: table
-                .key_id()
-                .map(|bytes| bytes.bytes())
-                .unwrap_or_default(),
+            key_id,
         })
     }
 }
