@@ -1,0 +1,581 @@
+//! One session on a thread of its own, over TCP, for programs that block.
+//!
+//! The thread waits in `poll` for the socket, the session's timers and its owner, all at once, so
+//! that an idle client costs nothing. It reconnects as the session says; the owner sees that in
+//! [`OwnedEvent::Closed`] and [`OwnedEvent::Welcome`] and need not act.
+//!
+//! # Invariants
+//! - While [`EVENTS_MAX`] events wait for the owner nothing more is read from the socket: a slow
+//!   owner slows the server down, and memory stays bounded.
+//! - With `auto_ack` a message is acknowledged when the owner has taken it out with
+//!   [`Client::next_event`], not before.
+//! - The session is never locked during a system call that can wait.
+
+use crate::{
+    owned::OwnedEvent,
+    session::{Event, Now, Phase, SendError, SendOptions, Session, SessionState},
+};
+use portico_wire::{
+    CloseCode,
+    ids::{ConvSeq, MsgId, Seq, UserId},
+};
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use std::{
+    collections::VecDeque,
+    io::{self, Read, Write},
+    mem,
+    net::{Shutdown, TcpStream, ToSocketAddrs},
+    os::unix::net::UnixStream,
+    sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError},
+    thread::{self, JoinHandle},
+    time::{Duration, Instant, SystemTime, UNIX_EPOCH},
+};
+
+/// Events that may wait for the owner before the socket is left alone. One read can exceed it by
+/// what 16 KiB hold.
+pub const EVENTS_MAX: usize = 1_024;
+const READ_BYTES: usize = 16_384;
+/// Bytes that the socket has not taken; with more, nothing is read.
+const UNWRITTEN_BYTES_MAX: usize = 512 * 1_024;
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
+/// Addresses tried for one name.
+const ADDRESSES_MAX: usize = 4;
+/// How long a client that closes waits for its last bytes to be taken, and for the server's end.
+const FAREWELL: Duration = Duration::from_secs(1);
+/// A draining server is left after another attempt when the first failed.
+const LEAVE_AGAIN_US: u64 = 1_000_000;
+
+/// A running session. Dropping it closes the connection in good order.
+#[derive(Debug)]
+pub struct Client {
+    shared: Arc<Shared>,
+    thread: Mutex<Option<JoinHandle<()>>>,
+}
+
+#[derive(Debug)]
+struct Shared {
+    state: Mutex<State>,
+    /// Signalled when an event has come, or the thread has ended.
+    arrived: Condvar,
+    /// A byte here wakes the thread.
+    waker: UnixStream,
+    origin: Instant,
+}
+
+#[derive(Debug)]
+struct State {
+    session: Session,
+    events: VecDeque<OwnedEvent>,
+    auto_ack: bool,
+    closing: bool,
+    ended: bool,
+}
+
+impl Client {
+    /// Starts the thread that connects to `address` ("host:port"), now and again. It returns at
+    /// once; [`Self::wait_live`] tells when the session is up to date.
+    pub fn connect(address: impl Into<String>, mut session: Session) -> io::Result<Self> {
+        let (waker, wakes) = UnixStream::pair()?;
+        waker.set_nonblocking(true)?;
+        wakes.set_nonblocking(true)?;
+        let auto_ack = session.take_over_acks();
+        let shared = Arc::new(Shared {
+            state: Mutex::new(State {
+                session,
+                events: VecDeque::new(),
+                auto_ack,
+                closing: false,
+                ended: false,
+            }),
+            arrived: Condvar::new(),
+            waker,
+            origin: Instant::now(),
+        });
+        let worker = Worker {
+            shared: Arc::clone(&shared),
+            wakes,
+            address: address.into(),
+            link: None,
+            connect_at_us: Some(0),
+            leave_at_us: None,
+            full: false,
+        };
+        let thread = thread::Builder::new()
+            .name("portico-client".to_owned())
+            .spawn(move || worker.run())?;
+        Ok(Self {
+            shared,
+            thread: Mutex::new(Some(thread)),
+        })
+    }
+
+    /// See [`Session::send`].
+    pub fn send(
+        &self,
+        to: UserId,
+        envelope: &[u8],
+        options: SendOptions,
+    ) -> Result<MsgId, SendError> {
+        self.act(|session, now| session.send(now, to, envelope, options))
+    }
+
+    /// Sends a plain text.
+    pub fn send_text(&self, to: UserId, text: &str) -> Result<MsgId, SendError> {
+        self.send(to, &crate::plain_envelope(text), SendOptions::default())
+    }
+
+    /// See [`Session::acknowledge`].
+    pub fn acknowledge(&self, up_to: Seq) {
+        self.act(|session, now| session.acknowledge(now, up_to));
+    }
+
+    /// See [`Session::read`].
+    pub fn read(&self, peer: UserId, up_to: ConvSeq) {
+        self.act(|session, now| session.read(now, peer, up_to));
+    }
+
+    /// See [`Session::receipts`].
+    pub fn receipts(&self, peers: &[UserId]) {
+        self.act(|session, now| session.receipts(now, peers));
+    }
+
+    /// See [`Session::set_token`].
+    pub fn set_token(&self, token: impl Into<String>) {
+        self.shared.lock().session.set_token(token);
+    }
+
+    /// The next event, or `None` after `timeout`, and at once when nothing can come any more.
+    pub fn next_event(&self, timeout: Duration) -> Option<OwnedEvent> {
+        let deadline = Instant::now() + timeout;
+        let mut state = self.shared.lock();
+        loop {
+            if let Some(event) = state.events.pop_front() {
+                self.taken(state, &event);
+                return Some(event);
+            }
+            let left = deadline.saturating_duration_since(Instant::now());
+            if state.ended || left.is_zero() {
+                return None;
+            }
+            state = self
+                .shared
+                .arrived
+                .wait_timeout(state, left)
+                .unwrap_or_else(PoisonError::into_inner)
+                .0;
+        }
+    }
+
+    /// Drops events until one for which `wanted` has a value.
+    pub fn wait_for<T>(
+        &self,
+        timeout: Duration,
+        mut wanted: impl FnMut(&OwnedEvent) -> Option<T>,
+    ) -> Option<T> {
+        let deadline = Instant::now() + timeout;
+        loop {
+            let left = deadline.saturating_duration_since(Instant::now());
+            let event = self.next_event(left)?;
+            if let Some(value) = wanted(&event) {
+                return Some(value);
+            }
+        }
+    }
+
+    /// Drops events until the session is up to date with the server.
+    pub fn wait_live(&self, timeout: Duration) -> bool {
+        self.wait_for(timeout, |event| match event {
+            OwnedEvent::Synced { .. } => Some(()),
+            _ => None,
+        })
+        .is_some()
+    }
+
+    /// Events that wait to be taken.
+    #[must_use]
+    pub fn waiting(&self) -> usize {
+        self.shared.lock().events.len()
+    }
+
+    #[must_use]
+    pub fn phase(&self) -> Phase {
+        self.shared.lock().session.phase()
+    }
+
+    /// Messages without SENT.
+    #[must_use]
+    pub fn unsent(&self) -> usize {
+        self.shared.lock().session.unsent()
+    }
+
+    /// See [`Session::state`].
+    #[must_use]
+    pub fn state(&self) -> SessionState {
+        self.shared.lock().session.state()
+    }
+
+    /// The thread has ended, after [`Self::close`]: no event will come any more.
+    #[must_use]
+    pub fn has_ended(&self) -> bool {
+        self.shared.lock().ended
+    }
+
+    /// Says CLOSE and waits for the thread's end, a few seconds at most. What the next session
+    /// should start from is in [`Self::state`].
+    pub fn close(&self) {
+        let mut thread = self.thread.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(thread) = thread.take() {
+            self.act(|session, now| session.close(now));
+            self.shared.lock().closing = true;
+            self.shared.wake();
+            // A panic there has been reported by the thread; there is nothing left to do here.
+            let _ = thread.join();
+        }
+    }
+
+    fn act<T>(&self, act: impl FnOnce(&mut Session, Now) -> T) -> T {
+        let now = self.shared.now();
+        let value = act(&mut self.shared.lock().session, now);
+        self.shared.wake();
+        value
+    }
+
+    fn taken(&self, mut state: MutexGuard<'_, State>, event: &OwnedEvent) {
+        let was_full = state.events.len() + 1 == EVENTS_MAX;
+        let mut acked = false;
+        if let OwnedEvent::Message { seq, .. } = *event
+            && state.auto_ack
+        {
+            let now = self.shared.now();
+            state.session.acknowledge(now, seq);
+            acked = true;
+        }
+        drop(state);
+        if was_full || acked {
+            self.shared.wake();
+        }
+    }
+}
+
+impl Drop for Client {
+    fn drop(&mut self) {
+        self.close();
+    }
+}
+
+impl Shared {
+    /// The lock is poisoned only by a panic in the session, and then its state is what it is.
+    fn lock(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn now(&self) -> Now {
+        let wall = SystemTime::now().duration_since(UNIX_EPOCH);
+        Now {
+            mono_us: micros(self.origin.elapsed()),
+            wall_us: wall.map_or(0, micros),
+        }
+    }
+
+    fn wake(&self) {
+        // A full pipe means that the thread has been woken often enough.
+        let _ = (&self.waker).write(&[0]);
+    }
+}
+
+fn micros(duration: Duration) -> u64 {
+    u64::try_from(duration.as_micros()).unwrap_or(u64::MAX)
+}
+
+/// The thread's side.
+#[derive(Debug)]
+struct Worker {
+    shared: Arc<Shared>,
+    wakes: UnixStream,
+    address: String,
+    link: Option<Link>,
+    connect_at_us: Option<u64>,
+    leave_at_us: Option<u64>,
+    /// The owner has too many events to take; nothing is read.
+    full: bool,
+}
+
+#[derive(Debug)]
+struct Link {
+    stream: TcpStream,
+    unwritten: Vec<u8>,
+}
+
+impl Worker {
+    fn run(mut self) {
+        let mut buffer = vec![0; READ_BYTES];
+        while self.turn(&mut buffer) {}
+        let mut state = self.shared.lock();
+        state.ended = true;
+        self.shared.arrived.notify_all();
+    }
+
+    /// One round; `false` when the owner wants the end.
+    fn turn(&mut self, buffer: &mut [u8]) -> bool {
+        let now = self.shared.now();
+        let full = self.full;
+        self.with_session(now, |session, on_event| {
+            if full {
+                session.not_reading();
+            }
+            if session
+                .next_timeout()
+                .is_some_and(|at_us| at_us <= now.mono_us)
+            {
+                session.on_timeout(now, on_event);
+            }
+        });
+        self.collect_output();
+        if let Some(link) = &mut self.link
+            && write(link).is_err()
+        {
+            // A CLOSE may be waiting in front of the end.
+            while self.read(buffer) {}
+            self.lost();
+        }
+        let state = self.shared.lock();
+        let closing = state.closing;
+        let connected = state.session.phase().is_connected();
+        let room = state.events.len() < EVENTS_MAX;
+        let timeout_us = state.session.next_timeout();
+        drop(state);
+        if !connected && let Some(link) = self.link.take() {
+            farewell(link, buffer);
+        }
+        if closing {
+            return false;
+        }
+        if due(self.connect_at_us, now) || due(self.leave_at_us, now) {
+            self.connect();
+            return true;
+        }
+        self.full = !room;
+        // A server that writes and never reads must not make us hold answers without end.
+        let unwritten = self.link.as_ref().map_or(0, |link| link.unwritten.len());
+        let reads = room && unwritten < UNWRITTEN_BYTES_MAX;
+        self.wait(timeout_us, reads);
+        if reads {
+            self.read(buffer);
+        }
+        true
+    }
+
+    /// Calls into the session and takes note of what concerns the driver.
+    fn with_session(
+        &mut self,
+        now: Now,
+        call: impl FnOnce(&mut Session, &mut dyn FnMut(Event<'_>)),
+    ) {
+        let Self {
+            shared,
+            connect_at_us,
+            leave_at_us,
+            ..
+        } = self;
+        let mut state = shared.lock();
+        let State {
+            session, events, ..
+        } = &mut *state;
+        let before = events.len();
+        call(session, &mut |event| {
+            match event {
+                Event::Closed {
+                    reconnect_after_ms, ..
+                } => {
+                    *connect_at_us = reconnect_after_ms.map(|ms| after_ms(now, ms));
+                    *leave_at_us = None;
+                }
+                Event::Draining { leave_after_ms } => {
+                    *leave_at_us = Some(after_ms(now, leave_after_ms));
+                }
+                _ => {}
+            }
+            events.push_back(event.into());
+        });
+        if events.len() != before {
+            shared.arrived.notify_all();
+        }
+    }
+
+    /// Opens a connection: the first, or one that takes over from a draining server.
+    fn connect(&mut self) {
+        self.connect_at_us = None;
+        let leaving = self.leave_at_us.take().is_some();
+        let endpoint = self.shared.lock().session.take_endpoint();
+        let stream = match &endpoint {
+            Some(endpoint) => open(endpoint).or_else(|_| open(&self.address)),
+            None => open(&self.address),
+        };
+        let now = self.shared.now();
+        match stream {
+            Ok(stream) => {
+                let mut state = self.shared.lock();
+                // The owner may have closed the session while this thread was connecting.
+                if !state.closing && state.session.phase() != Phase::Stopped(CloseCode::NORMAL) {
+                    state.session.connected(now);
+                    self.link = Some(Link {
+                        stream,
+                        unwritten: Vec::new(),
+                    });
+                }
+            }
+            Err(_) if leaving => {
+                self.leave_at_us = Some(now.mono_us.saturating_add(LEAVE_AGAIN_US));
+            }
+            Err(_) => {
+                self.with_session(now, |session, on_event| {
+                    session.connect_failed(now, on_event);
+                });
+            }
+        }
+    }
+
+    fn collect_output(&mut self) {
+        if let Some(link) = &mut self.link {
+            let mut state = self.shared.lock();
+            let output = state.session.output();
+            if link.unwritten.is_empty() {
+                link.unwritten = mem::take(output);
+            } else {
+                link.unwritten.append(output);
+            }
+        }
+    }
+
+    /// Waits for the socket, a timer or the owner.
+    fn wait(&mut self, timeout_us: Option<u64>, reads: bool) {
+        let now = self.shared.now();
+        let first_us = [timeout_us, self.connect_at_us, self.leave_at_us]
+            .into_iter()
+            .flatten()
+            .min();
+        let timeout = first_us.map(|at_us| {
+            let left = Duration::from_micros(at_us.saturating_sub(now.mono_us));
+            Timespec::try_from(left).unwrap_or_default()
+        });
+        let mut fds = vec![PollFd::new(&self.wakes, PollFlags::IN)];
+        if let Some(link) = &self.link {
+            let mut interest = PollFlags::empty();
+            interest.set(PollFlags::IN, reads);
+            interest.set(PollFlags::OUT, !link.unwritten.is_empty());
+            // Without an interest the socket stays out: a hang-up is reported to everybody who
+            // listens, again and again.
+            if !interest.is_empty() {
+                fds.push(PollFd::new(&link.stream, interest));
+            }
+        }
+        // Interrupted, or out of memory for a moment: the next round looks again.
+        let _ = poll(&mut fds, timeout.as_ref());
+        let mut wakes = [0; 64];
+        while matches!((&self.wakes).read(&mut wakes), Ok(count) if count == wakes.len()) {}
+    }
+
+    /// Reads once; `false` when nothing was there.
+    fn read(&mut self, buffer: &mut [u8]) -> bool {
+        let Some(link) = &mut self.link else {
+            return false;
+        };
+        match link.stream.read(buffer) {
+            Ok(0) => self.lost(),
+            Ok(count) => {
+                let now = self.shared.now();
+                let bytes = buffer.get(..count).unwrap_or_default();
+                self.with_session(now, |session, on_event| {
+                    session.received(now, bytes, on_event);
+                });
+                return true;
+            }
+            Err(error) if is_transient(&error) => {}
+            Err(_) => self.lost(),
+        }
+        false
+    }
+
+    /// The connection is gone.
+    fn lost(&mut self) {
+        self.link = None;
+        let now = self.shared.now();
+        self.with_session(now, |session, on_event| {
+            session.disconnected(now, on_event);
+        });
+    }
+}
+
+fn due(at_us: Option<u64>, now: Now) -> bool {
+    at_us.is_some_and(|at_us| at_us <= now.mono_us)
+}
+
+const fn after_ms(now: Now, ms: u32) -> u64 {
+    now.mono_us.saturating_add(ms as u64 * 1_000)
+}
+
+fn is_transient(error: &io::Error) -> bool {
+    matches!(
+        error.kind(),
+        io::ErrorKind::WouldBlock | io::ErrorKind::Interrupted
+    )
+}
+
+fn open(address: &str) -> io::Result<TcpStream> {
+    let mut last = io::Error::from(io::ErrorKind::AddrNotAvailable);
+    for address in address.to_socket_addrs()?.take(ADDRESSES_MAX) {
+        match TcpStream::connect_timeout(&address, CONNECT_TIMEOUT) {
+            Ok(stream) => {
+                stream.set_nodelay(true)?;
+                stream.set_nonblocking(true)?;
+                return Ok(stream);
+            }
+            Err(error) => last = error,
+        }
+    }
+    Err(last)
+}
+
+/// Writes as much as the socket takes.
+fn write(link: &mut Link) -> io::Result<()> {
+    let mut written = 0;
+    let result = loop {
+        let rest = link.unwritten.get(written..).unwrap_or_default();
+        if rest.is_empty() {
+            break Ok(());
+        }
+        match link.stream.write(rest) {
+            Ok(0) => break Err(io::ErrorKind::WriteZero.into()),
+            Ok(count) => written += count,
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => break Ok(()),
+            Err(error) => break Err(error),
+        }
+    };
+    link.unwritten.drain(..written);
+    if link.unwritten.is_empty() {
+        link.unwritten = Vec::new();
+    }
+    result
+}
+
+/// Writes what is left and waits for the server's end: closing a socket with unread bytes resets
+/// it, and the server might lose our last ones. Whatever fails here, the connection is over.
+fn farewell(mut link: Link, buffer: &mut [u8]) {
+    let stream = &mut link.stream;
+    let deadline = Instant::now() + FAREWELL;
+    let _ = stream.set_nonblocking(false);
+    let _ = stream.set_write_timeout(Some(FAREWELL));
+    if stream.write_all(&link.unwritten).is_err() || stream.shutdown(Shutdown::Write).is_err() {
+        return;
+    }
+    loop {
+        let left = deadline.saturating_duration_since(Instant::now());
+        if left.is_zero() || stream.set_read_timeout(Some(left)).is_err() {
+            return;
+        }
+        if !matches!(stream.read(buffer), Ok(count) if count > 0) {
+            return;
+        }
+    }
+}

@@ -1,0 +1,88 @@
+//! What an owner decides about a session.
+
+use portico_wire::{
+    ids::{DeviceId, MsgId, UserId},
+    limits::RECEIVE_MAX_DEFAULT,
+};
+
+/// The time, as the owner of a session reads it: the session has no clock.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Now {
+    /// Microseconds since any fixed moment, never stepping back: for timers.
+    pub mono_us: u64,
+    /// Microseconds since 1970: for dates.
+    pub wall_us: u64,
+}
+
+/// Who logs in, and how.
+#[derive(Clone, PartialEq, Eq)]
+pub struct SessionConfig {
+    pub user: UserId,
+    /// 0: the token's own.
+    pub device: DeviceId,
+    /// The access token. Replaced by [`crate::Session::set_token`] when it runs out.
+    pub token: String,
+    /// "name/version platform", for the operator's statistics.
+    pub client: String,
+    /// Entries that the server may have under way without an acknowledgement (1..=4,096).
+    pub receive_max: u32,
+    /// Seconds between two PINGs; 0: as the server proposes. The server's range has the last word.
+    pub heartbeat_s: u16,
+    /// Messages that wait in the outbox or for their reply.
+    pub outbox_max: usize,
+    /// `true`: an entry counts as stored once the event callback has returned. `false`: the owner
+    /// calls [`crate::Session::acknowledge`] when it has stored a message.
+    pub auto_ack: bool,
+    /// Messages whose ids are remembered, so that a repeated delivery is recognised.
+    pub dedupe_max: usize,
+}
+
+impl SessionConfig {
+    pub const OUTBOX_MAX_DEFAULT: usize = 1_000;
+    pub const DEDUPE_MAX_DEFAULT: usize = 512;
+
+    pub fn new(user: UserId, device: DeviceId, token: impl Into<String>) -> Self {
+        Self {
+            user,
+            device,
+            token: token.into(),
+            client: concat!("portico-client/", env!("CARGO_PKG_VERSION")).to_owned(),
+            receive_max: RECEIVE_MAX_DEFAULT,
+            heartbeat_s: 0,
+            outbox_max: Self::OUTBOX_MAX_DEFAULT,
+            auto_ack: true,
+            dedupe_max: Self::DEDUPE_MAX_DEFAULT,
+        }
+    }
+}
+
+/// Without the token: it must not reach a log.
+impl std::fmt::Debug for SessionConfig {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("SessionConfig")
+            .field("user", &self.user)
+            .field("device", &self.device)
+            .field("client", &self.client)
+            .field("receive_max", &self.receive_max)
+            .field("auto_ack", &self.auto_ack)
+            .finish_non_exhaustive()
+    }
+}
+
+/// How one message is sent. The default is an ordinary message with an id made by the session.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct SendOptions {
+    /// An id made by the owner: version 7, dated by [`crate::Session::server_clock_us`].
+    pub msg_id: Option<MsgId>,
+    /// `msg_id` may have been sent by an earlier session: the server then looks for it first.
+    pub retry: bool,
+    /// A value of `portico_wire::frame::msg_kind`.
+    pub kind: u8,
+    /// Neither stored nor repeated: sent once. If the connection ends before the answer, the
+    /// refusal comes with the next one.
+    pub ephemeral: bool,
+    /// No push notification.
+    pub silent: bool,
+    /// Not delivered when older; 0 = the usual retention.
+    pub ttl_s: u32,
+}
