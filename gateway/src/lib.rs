@@ -1,1 +1,35 @@
-//! Skeleton.
+//! Portico's gateway as a library: a thread per core, each with an io_uring of its own, the state
+//! machine of `portico_core` on it, and a store behind [`backend::Backend`].
+//!
+//! The program `portico` is a thin shell around this crate: whatever it does with a [`Gateway`], an
+//! embedder can do too, with a store and an [`Authenticator`] of its own. `examples/custom_backend.rs`
+//! is a complete one.
+//!
+//! # Invariants
+//! - Nothing is shown to anyone before the store has it; nothing is accepted without a valid login.
+//! - `glommio` is named under `driver` only, `unsafe` is written under `driver::ring` only.
+//! - Nothing that comes from the network, the disk or the configuration can make this crate panic.
+
+mod auth;
+mod driver;
+mod gateway;
+mod store_map;
+
+pub use auth::{
+    AUTH_KEY_FILE, Authenticator, JwtAuthenticator, JwtOptions, KeyError, RESUME_KEY_FILE,
+    ResumeKey, StaticAuthenticator, VerifyingKey, create_data_dir,
+};
+pub use driver::{
+    Features, Metric, MetricKind, ProbeError, RingSizes, memlock_needed, probe_kernel,
+};
+pub use gateway::{
+    Gateway, GatewayOptions, Meter, MetricsSnapshot, SHARDS_MAX, StartError, StopError,
+};
+pub use portico_backend as backend;
+pub use portico_core::{AuthError, Credentials, Grant, Limits};
+
+/// Every number a shard publishes, at zero: names, labels and what they mean.
+#[must_use]
+pub fn metric_table() -> Vec<Metric> {
+    driver::Published::default().read()
+}

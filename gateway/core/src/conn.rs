@@ -44,6 +44,8 @@ pub(crate) enum Source {
     Behind,
     /// A page is being read.
     Reading,
+    /// A page could not be read; the next attempt has its time.
+    Paused,
 }
 
 /// A sequenced frame that the client has not acknowledged.
@@ -94,7 +96,7 @@ pub(crate) struct Conn {
     pub(crate) replayed: u32,
     pub(crate) device: DeviceId,
     pub(crate) receive_max: u16,
-    /// Requests without an answer.
+    /// Requests without an answer; a RECEIPTS_GET counts once per conversation.
     pub(crate) requests: u16,
     /// The client promised a frame within this time.
     pub(crate) heartbeat_s: u16,

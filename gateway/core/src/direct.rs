@@ -88,13 +88,16 @@ pub struct DirectSend {
     pub draft: Draft,
 }
 
+/// What names a message for ever.
+pub(crate) type AttemptKey = (UserId, DeviceId, MsgId);
+
 /// A message of a user of this shard whose fate is open.
 #[derive(Debug)]
 pub(crate) struct Outgoing {
     /// Who gets the answer; `None` once it was given up or the sender is gone.
-    conn: Option<ConnId>,
+    pub(crate) conn: Option<ConnId>,
     corr: u32,
-    draft: Draft,
+    pub(crate) draft: Draft,
     retry: bool,
     /// The sender has other devices.
     siblings: bool,
@@ -121,10 +124,13 @@ impl Shard {
         let ephemeral = frame.flags().contains(Flags::EPHEMERAL);
         let retry = frame.flags().contains(Flags::RETRY);
         let wall_ms = cx.now.wall_us / 1_000;
+        let known = retry && !ephemeral;
+        let known = known.then(|| self.attempts.get(&(sender, device, route.msg_id)));
+        let known = known.flatten().copied();
         let checked = check(&route, frame.body(), ephemeral, wall_ms).and_then(|()| {
             if busy {
                 Err(Refusal::TooManyRequests)
-            } else if self.is_full() {
+            } else if known.is_none() && self.is_full() {
                 Err(Refusal::Overloaded)
             } else {
                 Ok(())
@@ -140,84 +146,91 @@ impl Shard {
                 return self.refuse(id, request, corr, frame.op(), why, cx);
             }
         }
+        let corr = if request { corr } else { 0 };
+        if let Some(token) = known {
+            return self.adopt_attempt(id, corr, token, cx);
+        }
         let to = UserId(route.conv);
-        let body = Bytes::copy_from_slice(frame.body());
+        let draft = Draft {
+            sender,
+            device,
+            to,
+            msg_id: route.msg_id,
+            kind: route.kind,
+            flags: frame.flags().0 & Flags::SILENT.0,
+            ttl_s: route.ttl_s,
+            body: Bytes::copy_from_slice(frame.body()),
+        };
         if ephemeral {
             let home = self.home(to);
-            let message = ShardMessage::Ephemeral {
-                to,
-                from: sender,
-                device,
-                kind: route.kind,
-                body,
-            };
-            self.post(home, message, cx);
-            return if request {
-                self.done(id, corr, cx)
-            };
-        }
-        if retry && self.adopt_attempt(id, corr, sender, device, route.msg_id, cx) {
-            return;
+            self.post(home, ShardMessage::Ephemeral(Box::new(draft)), cx);
+            return self.done(id, corr, cx);
         }
         if let Some(conn) = self.conn_mut(id) {
             conn.requests += 1;
         }
+        self.outgoing_bytes += draft.body.len();
         let token = self.outgoing.insert(Outgoing {
             conn: Some(id),
-            corr: if request { corr } else { 0 },
-            draft: Draft {
-                sender,
-                device,
-                to,
-                msg_id: route.msg_id,
-                kind: route.kind,
-                flags: frame.flags().0 & Flags::SILENT.0,
-                ttl_s: route.ttl_s,
-                body,
-            },
+            corr,
+            draft,
             retry,
             siblings,
             duplicate: false,
             conv_seq: ConvSeq(0),
         });
-        let patience_us = u64::from(self.config.limits.store_timeout_ms) * 1_000 + SEND_GRACE_US;
-        let deadline_us = cx.now.mono_us + patience_us;
-        self.send_deadlines.push_back((deadline_us, token));
+        self.attempts.insert((sender, device, route.msg_id), token);
+        self.set_send_deadline(token, cx);
         self.enter_gate(token, (sender, device, to), retry, cx);
     }
 
     /// A repeated message whose first attempt is still on its way: the new connection gets the
-    /// answer of the old one. Looked for only on RETRY, hence a walk and no index.
-    fn adopt_attempt(
-        &mut self,
-        id: ConnId,
-        corr: u32,
-        sender: UserId,
-        device: DeviceId,
-        msg_id: MsgId,
-        cx: &mut Turn<'_>,
-    ) -> bool {
-        let attempt = self.outgoing.values_mut().find(|attempt| {
-            let draft = &attempt.draft;
-            (draft.sender, draft.device, draft.msg_id) == (sender, device, msg_id)
-        });
-        let Some(attempt) = attempt else {
-            return false;
+    /// answer of the old one.
+    fn adopt_attempt(&mut self, id: ConnId, corr: u32, token: u64, cx: &mut Turn<'_>) {
+        let Some(attempt) = self.outgoing.get_mut(token) else {
+            return;
         };
-        let before = (attempt.conn.replace(id), attempt.corr);
+        let (old, old_corr) = (attempt.conn.replace(id), attempt.corr);
         attempt.corr = corr;
         if let Some(conn) = self.conn_mut(id) {
             conn.requests += 1;
         }
-        if let (Some(old), old_corr) = before {
-            // The same connection asked twice: the first question will get no answer of its own.
-            self.release_request(old);
-            if old == id && old_corr != 0 && old_corr != corr {
-                let op = Op::Send as u8;
-                self.refuse(old, true, old_corr, op, Refusal::TimedOut, cx);
-            }
+        let Some(old) = old else {
+            // It was given up once; this question has a deadline of its own.
+            return self.set_send_deadline(token, cx);
+        };
+        self.release_request(old);
+        // The same connection asked twice: the first question will get no answer of its own.
+        if old == id && old_corr != 0 && old_corr != corr {
+            let op = Op::Send as u8;
+            self.refuse(old, true, old_corr, op, Refusal::TimedOut, cx);
         }
-        true
+    }
+
+    /// One deadline per attempt that somebody waits for, in the order in which they come.
+    fn set_send_deadline(&mut self, token: u64, cx: &Turn<'_>) {
+        let patience_us = u64::from(self.config.limits.store_timeout_ms) * 1_000 + SEND_GRACE_US;
+        self.send_deadlines
+            .push_back((cx.now.mono_us + patience_us, token));
+        // Behind an attempt that takes long, those of the finished ones pile up.
+        if self.send_deadlines.len() > 2 * self.config.limits.store_requests_max {
+            let outgoing = &mut self.outgoing;
+            self.send_deadlines
+                .retain(|(_, token)| outgoing.get_mut(*token).is_some());
+        }
+    }
+
+    /// The fate of an attempt is known.
+    fn end_attempt(&mut self, token: u64) -> Option<Outgoing> {
+        let attempt = self.outgoing.remove(token)?;
+        let draft = &attempt.draft;
+        self.outgoing_bytes -= draft.body.len();
+        let key = (draft.sender, draft.device, draft.msg_id);
+        // A second message under the same name may have taken its place.
+        if self.attempts.get(&key) == Some(&token) {
+            self.attempts.remove(&key);
+        }
+        Some(attempt)
     }
 
     fn enter_gate(
@@ -327,7 +340,7 @@ impl Shard {
             place,
             draft,
         } = send;
-        if self.is_full() {
+        if self.is_store_full() {
             let result = Err(StoreError::Overloaded { retry_after_ms: 0 });
             return self.post(origin, ShardMessage::DirectDone { token, result }, cx);
         }
@@ -396,18 +409,24 @@ impl Shard {
         };
         attempt.conv_seq = conv_seq;
         let draft = &attempt.draft;
-        if !attempt.siblings || draft.to == draft.sender {
+        let (sender, device, to) = (draft.sender, draft.device, draft.to);
+        let siblings = attempt.siblings;
+        // Another device may have come since the message was taken.
+        if to == sender || !(siblings || self.has_siblings(sender, device)) {
             return self.finish_send(token, cx);
         }
+        let Some(attempt) = self.outgoing.get_mut(token) else {
+            return;
+        };
+        let (draft, duplicate) = (attempt.draft.clone(), attempt.duplicate);
         // The sender's other devices learn of it from the sender's own inbox; SENT waits for that.
-        let (sender, duplicate) = (draft.sender, attempt.duplicate);
         let reference = InboxRef {
             user: sender,
             seq: Seq(self.seq.next(cx.now.wall_us)),
             conv: draft.conv(),
             conv_seq,
         };
-        let shown = (!duplicate).then(|| attempt.draft.clone().entry(conv_seq));
+        let shown = (!duplicate).then(|| draft.entry(conv_seq));
         let place = self.lane.push(sender, reference.seq, shown);
         let cmd = StoreCmd::AddRefs {
             refs: vec![reference],
@@ -426,12 +445,24 @@ impl Shard {
         self.show_visible(cx);
         match result {
             Ok(()) => self.finish_send(token, cx),
+            // The message itself is durable: "overloaded" would tell the sender that it is not,
+            // and a repeat without RETRY would be accepted again.
+            Err(StoreError::Overloaded { .. }) => {
+                self.fail_send(token, Refusal::Store(StoreError::Unavailable), cx);
+            }
             Err(error) => self.fail_send(token, Refusal::Store(error), cx),
         }
     }
 
+    fn has_siblings(&self, user: UserId, device: DeviceId) -> bool {
+        self.chain(user).any(|index| {
+            let conn = &self.conns[index as usize];
+            conn.device != device || conn.notes.siblings
+        })
+    }
+
     fn finish_send(&mut self, token: u64, cx: &mut Turn<'_>) {
-        let Some(attempt) = self.outgoing.remove(token) else {
+        let Some(attempt) = self.end_attempt(token) else {
             return;
         };
         self.counters.bump(if attempt.duplicate {
@@ -450,7 +481,7 @@ impl Shard {
     }
 
     fn fail_send(&mut self, token: u64, why: Refusal, cx: &mut Turn<'_>) {
-        let Some(attempt) = self.outgoing.remove(token) else {
+        let Some(attempt) = self.end_attempt(token) else {
             return;
         };
         let Some(id) = attempt.conn else {
@@ -483,27 +514,21 @@ impl Shard {
     }
 
     /// Shows an ephemeral message to whoever is there and has room.
-    pub(crate) fn on_ephemeral(
-        &mut self,
-        to: UserId,
-        from: UserId,
-        device: DeviceId,
-        kind: u8,
-        body: &Bytes,
-        cx: &mut Turn<'_>,
-    ) {
+    pub(crate) fn on_ephemeral(&mut self, draft: &Draft, cx: &mut Turn<'_>) {
         let soft = self.config.limits.outbox_bytes_soft;
         let route = RouteHeader {
-            conv: if to == from { to.0 } else { from.0 },
-            user: from,
-            dev: device,
+            msg_id: draft.msg_id,
+            conv: draft.sender.0,
+            user: draft.sender,
+            dev: draft.device,
             conv_kind: ConvKind::DIRECT,
-            kind,
+            kind: draft.kind,
+            ttl_s: draft.ttl_s,
             ..RouteHeader::default()
         };
-        for index in self.chain_list(to).iter() {
+        for index in self.chain_list(draft.to).iter() {
             let conn = &self.conns[index as usize];
-            let sender = conn.user == from && conn.device == device;
+            let sender = conn.user == draft.sender && conn.device == draft.device;
             let hidden = conn.state == ClientState::Background;
             if sender || hidden {
                 continue;
@@ -515,7 +540,7 @@ impl Shard {
             let id = self.id_of(index);
             let op = Op::Deliver as u8;
             self.write(id, cx, |out, _| {
-                put_routed(out, op, Flags::EPHEMERAL, 0, 0, &route, body);
+                put_routed(out, op, Flags::EPHEMERAL, 0, 0, &route, &draft.body);
             });
             self.counters.bump(Counter::EphemeralDelivered);
         }

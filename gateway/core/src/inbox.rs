@@ -51,9 +51,6 @@ impl Shard {
                 conn.source = Source::Behind;
                 if entry.is_some() {
                     self.counters.bump(Counter::FellBehind);
-                    if self.conns[index as usize].pending_bytes() >= soft {
-                        self.arm_idle(index);
-                    }
                 }
                 self.pull(id, cx);
             }
@@ -105,6 +102,7 @@ impl Shard {
         let (entries_max, bytes_max) = (limits.page_entries_max, limits.page_bytes_max);
         let soft = limits.outbox_bytes_soft;
         let visible = self.lane.visible();
+        let floor = self.floor_seq(cx);
         let Some(conn) = self.conn_mut(id) else {
             return;
         };
@@ -116,7 +114,7 @@ impl Shard {
         conn.source = Source::Reading;
         let cmd = StoreCmd::Replay {
             user: conn.user,
-            after: conn.sent,
+            after: conn.sent.max(floor),
             limit: entries_max.min(u32::try_from(credit).unwrap_or(u32::MAX)),
             bytes_max,
         };
@@ -131,7 +129,12 @@ impl Shard {
         more: bool,
         cx: &mut Turn<'_>,
     ) {
+        if more && items.is_empty() {
+            // It does not get on: asking again at once would go round for ever.
+            return self.on_no_page(id, cx);
+        }
         let soft = self.config.limits.outbox_bytes_soft;
+        let unsettled = self.lane.unsettled().unwrap_or(Seq(u64::MAX));
         let Some(conn) = self.conn_mut(id) else {
             return;
         };
@@ -146,6 +149,12 @@ impl Shard {
             };
             if *seq <= conn.sent {
                 continue;
+            }
+            if *seq >= unsettled {
+                // The store shows it before it has answered for it, and perhaps before it is
+                // durable. It comes again when its turn in the lane has come.
+                complete = true;
+                break;
             }
             let claimed = conn.login.as_ref().map_or(Seq(0), |login| login.last_seq);
             let (user, device) = (conn.user, conn.device);
@@ -167,12 +176,6 @@ impl Shard {
         }
         if complete {
             self.catch_up(id, visible, cx);
-        }
-        if let Some(conn) = self.conn(id)
-            && conn.source == Source::Behind
-            && conn.pending_bytes() >= soft
-        {
-            self.arm_idle(id.index);
         }
         self.pull(id, cx);
     }
@@ -200,7 +203,7 @@ impl Shard {
         if let Some(conn) = self.conn_mut(id)
             && conn.source == Source::Reading
         {
-            conn.source = Source::Behind;
+            conn.source = Source::Paused;
             let at = cx.now.mono_us + PAGE_RETRY_US;
             self.page_retries.push_back((at, id));
         }
@@ -212,6 +215,11 @@ impl Shard {
                 return;
             }
             self.page_retries.pop_front();
+            if let Some(conn) = self.conn_mut(id)
+                && conn.source == Source::Paused
+            {
+                conn.source = Source::Behind;
+            }
             self.pull(id, cx);
         }
     }

@@ -52,7 +52,7 @@ impl std::fmt::Debug for Credentials {
 }
 
 /// Who the authenticator says it is.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, PartialEq, Eq)]
 pub struct Grant {
     pub user: UserId,
     pub device: DeviceId,
@@ -61,6 +61,17 @@ pub struct Grant {
     /// Goes into WELCOME; empty = none.
     pub resume_token: Vec<u8>,
     pub resume_ttl_s: u32,
+}
+
+impl std::fmt::Debug for Grant {
+    /// Never shows a secret.
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Grant")
+            .field("user", &self.user)
+            .field("device", &self.device)
+            .field("resumed", &self.resumed)
+            .finish_non_exhaustive()
+    }
 }
 
 /// One event. Connections are named by the driver: an index into its own table, with a generation

@@ -51,6 +51,16 @@ impl Lane {
         self.visible
     }
 
+    /// The smallest number whose fate is open: a reader that goes on to it or beyond could miss it.
+    pub(crate) fn unsettled(&self) -> Option<Seq> {
+        self.queue.front().map(|pending| pending.seq)
+    }
+
+    #[cfg(feature = "testing")]
+    pub(crate) fn len(&self) -> usize {
+        self.queue.len()
+    }
+
     /// Takes a place; `seq` must be greater than all before.
     pub(crate) fn push(&mut self, user: UserId, seq: Seq, entry: Option<Entry>) -> u64 {
         debug_assert!(self.queue.back().map_or(self.visible, |last| last.seq) < seq);

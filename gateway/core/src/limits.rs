@@ -34,8 +34,11 @@ pub struct Limits {
     pub handshake_ms: u32,
     /// Messages of one device and conversation that wait behind a search for a first attempt.
     pub gate_messages_max: usize,
-    /// How long cursors and watermarks wait to be written together.
+    /// Cursors and watermarks are told and written together at this pace.
     pub flush_ms: u32,
+    /// Watermarks that wait to be written: past it a READ is refused as overloaded. (What delivery
+    /// adds is bounded by what is delivered.)
+    pub unsaved_max: usize,
 }
 
 impl Default for Limits {
@@ -57,6 +60,7 @@ impl Default for Limits {
             handshake_ms: 10_000,
             gate_messages_max: limits::RECEIVE_MAX_DEFAULT as usize,
             flush_ms: 250,
+            unsaved_max: 16_384,
         }
     }
 }
@@ -77,6 +81,7 @@ impl Limits {
             store_requests_max: 16,
             store_bytes_max: 8 << 10,
             gate_messages_max: 4,
+            unsaved_max: 8,
             ..Self::default()
         }
     }

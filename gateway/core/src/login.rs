@@ -15,9 +15,10 @@ use portico_wire::{
     ids::{DeviceId, Seq, UserId},
     message::{ClientState, Close, Hello, Welcome},
 };
+use std::{fmt, mem};
 
 /// A session between HELLO and SYNCED: one plain value that may cross shards.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, PartialEq, Eq)]
 pub struct Session {
     pub user: UserId,
     pub device: DeviceId,
@@ -29,6 +30,24 @@ pub struct Session {
     pub resumed: bool,
     pub resume_token: Vec<u8>,
     pub resume_ttl_s: u32,
+    /// Answers from before HELLO that were not sent yet.
+    pub unsent: Vec<u8>,
+}
+
+impl fmt::Debug for Session {
+    /// Without the resume token: credentials never reach a log.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Session")
+            .field("user", &self.user)
+            .field("device", &self.device)
+            .field("corr", &self.corr)
+            .field("receive_max", &self.receive_max)
+            .field("last_seq", &self.last_seq)
+            .field("state", &self.state)
+            .field("resumed", &self.resumed)
+            .field("unsent", &self.unsent.len())
+            .finish_non_exhaustive()
+    }
 }
 
 /// A client that was refused for our own trouble comes back after this.
@@ -64,6 +83,7 @@ impl Shard {
             resumed: false,
             resume_token: Vec::new(),
             resume_ttl_s: 0,
+            unsent: Vec::new(),
         }));
         cx.fx.list.push(Effect::Authenticate {
             conn: id,
@@ -112,14 +132,14 @@ impl Shard {
         if home == self.config.shard {
             return self.begin_session(id, session, cx);
         }
-        let moving = (*session).clone();
         if let Some(conn) = self.conn_mut(id) {
             conn.phase = Phase::Moving;
+            session.unsent = mem::take(&mut conn.out);
         }
         cx.fx.list.push(Effect::Move {
             conn: id,
             to: home,
-            session: moving,
+            session: *session,
         });
     }
 
@@ -153,7 +173,15 @@ impl Shard {
 
     /// On the home shard: an older connection of the device goes, WELCOME is said, and the store is
     /// asked where the device stands. No frame is read until that is known.
-    fn begin_session(&mut self, id: ConnId, session: Box<Session>, cx: &mut Turn<'_>) {
+    fn begin_session(&mut self, id: ConnId, mut session: Box<Session>, cx: &mut Turn<'_>) {
+        if self.is_store_full() {
+            // Each login asks the store. An older connection of the device lives on.
+            let close = Close {
+                retry_after_ms: RETRY_AFTER_MS,
+                ..Close::new(CloseCode::OVERLOADED, "the gateway has too much in flight")
+            };
+            return self.close_with(id, &close, cx);
+        }
         let (user, device) = (session.user, session.device);
         for index in self.chain_list(user).iter() {
             if self.conns[index as usize].device == device {
@@ -198,6 +226,10 @@ impl Shard {
             ..Welcome::default()
         };
         let corr = session.corr;
+        let unsent = mem::take(&mut session.unsent);
+        if !unsent.is_empty() {
+            self.write(id, cx, |out, _| out.extend_from_slice(&unsent));
+        }
         self.write(id, cx, |out, encoder| encoder.welcome(out, corr, &welcome));
         if let Some(conn) = self.conn_mut(id) {
             conn.login = Some(session);
@@ -240,13 +272,22 @@ impl Shard {
         let gap = start != Seq(0) && start < floor;
         conn.phase = Phase::Open;
         conn.source = Source::Behind;
-        conn.sent = start.max(floor);
+        // Without a gap the floor is left out of it: SYNCED would tell it to the client as a
+        // position, and the same position would be below the floor at the next login.
+        conn.sent = if gap { floor } else { start };
         conn.notes.siblings = cursors.iter().any(|(other, _)| *other != device);
         if gap {
             self.write(id, cx, |out, _| put_sync_gap(out, floor));
         }
-        if stored.is_none_or(|stored| claimed > stored) {
-            self.save_cursor(user, device, claimed, cx);
+        match stored {
+            // From now on it gets copies of what its user's other devices send, here or not, so
+            // this does not wait for the next flush.
+            None => self.save_new_device(user, device, claimed, cx),
+            Some(stored) if claimed > stored => self.save_cursor(user, device, claimed, cx),
+            Some(_) => {}
+        }
+        if self.conn(id).is_none() {
+            return;
         }
         for index in self.chain_list(user).iter() {
             let other = &mut self.conns[index as usize];
@@ -269,7 +310,7 @@ impl Shard {
     }
 
     /// The oldest number that the retention keeps.
-    fn floor_seq(&self, cx: &Turn<'_>) -> Seq {
+    pub(crate) fn floor_seq(&self, cx: &Turn<'_>) -> Seq {
         let kept_us = self.config.retention_s.saturating_mul(1_000_000);
         Seq(cx.now.wall_us.saturating_sub(kept_us))
     }

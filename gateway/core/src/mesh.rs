@@ -1,8 +1,11 @@
 //! What crosses shards: plain values, a closed list.
 
-use crate::{direct::DirectSend, receipt::Receipt, store::StoreError};
-use bytes::Bytes;
-use portico_wire::ids::{ConvSeq, DeviceId, UserId};
+use crate::{
+    direct::{DirectSend, Draft},
+    receipt::Receipt,
+    store::StoreError,
+};
+use portico_wire::ids::{ConvSeq, UserId};
 
 /// A message from one shard to another. A shard's own traffic enters by the same door.
 #[derive(Debug, PartialEq, Eq)]
@@ -16,13 +19,7 @@ pub enum ShardMessage {
         result: Result<ConvSeq, StoreError>,
     },
     /// To the recipient's home: show it to whoever is there, store nothing.
-    Ephemeral {
-        to: UserId,
-        from: UserId,
-        device: DeviceId,
-        kind: u8,
-        body: Bytes,
-    },
+    Ephemeral(Box<Draft>),
     /// To the home of `to`: somebody has reached a point in a conversation.
     Receipt { to: UserId, receipt: Receipt },
 }

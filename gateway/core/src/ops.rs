@@ -61,12 +61,13 @@ impl<T> Tokens<T> {
         same.then_some(&mut slot.value)
     }
 
-    pub(crate) fn len(&self) -> usize {
-        self.slots.len() - self.free.len()
+    #[cfg(feature = "testing")]
+    pub(crate) fn values(&self) -> impl Iterator<Item = &T> {
+        self.slots.iter().filter_map(|slot| slot.value.as_ref())
     }
 
-    pub(crate) fn values_mut(&mut self) -> impl Iterator<Item = &mut T> {
-        self.slots.iter_mut().filter_map(|slot| slot.value.as_mut())
+    pub(crate) fn len(&self) -> usize {
+        self.slots.len() - self.free.len()
     }
 }
 

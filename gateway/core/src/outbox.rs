@@ -8,7 +8,7 @@ use crate::{
     shard::{Shard, Turn},
 };
 use portico_wire::{
-    CloseCode,
+    CloseCode, Frame,
     encode::{self, Encoder},
     message::{Close, ErrorReply},
 };
@@ -17,6 +17,7 @@ use std::mem;
 /// Buffers kept for reuse, per shard. Larger ones go back to the allocator.
 const POOLED_MAX: usize = 1_024;
 const POOLED_BYTES_MAX: usize = 16 << 10;
+const POOLED_WINDOW_MAX: usize = 256;
 
 #[derive(Debug, Default)]
 pub(crate) struct Pool {
@@ -49,6 +50,7 @@ impl Pool {
     pub(crate) fn put_window(&mut self, window: Option<Box<Window>>) {
         if let Some(mut window) = window
             && self.windows.len() < POOLED_MAX
+            && window.capacity() <= POOLED_WINDOW_MAX
         {
             window.clear();
             self.windows.push(window);
@@ -84,6 +86,7 @@ impl Shard {
         put: impl FnOnce(&mut Vec<u8>, &mut Encoder),
     ) {
         let now_s = cx.now.mono_s();
+        let soft = self.config.limits.outbox_bytes_soft;
         let max = self.config.limits.outbox_bytes_max;
         let Some(conn) = self.conns.get_mut(id.index as usize) else {
             return;
@@ -94,16 +97,21 @@ impl Shard {
         if conn.out.capacity() == 0 {
             conn.out = self.pool.take();
         }
-        if conn.pending_bytes() == 0 {
+        let before = conn.pending_bytes();
+        if before == 0 {
             conn.progress_s = now_s;
         }
         put(&mut conn.out, &mut self.encoder);
         if !mem::replace(&mut conn.notes.output_told, true) {
             cx.fx.list.push(Effect::Output(id));
         }
-        if conn.pending_bytes() > max {
+        let pending = conn.pending_bytes();
+        let crossed = before < soft && pending >= soft && conn.phase == Phase::Open;
+        if pending > max {
             let detail = "the client does not read";
             self.close(id, CloseCode::SLOW_CONSUMER, detail, cx);
+        } else if crossed {
+            self.arm_idle(id.index);
         }
     }
 
@@ -142,8 +150,12 @@ impl Shard {
         cx.fx.list.push(Effect::Close { conn: id, last });
     }
 
-    pub(crate) fn pong(&mut self, id: ConnId, corr: u32, cx: &mut Turn<'_>) {
-        self.write(id, cx, |out, _| encode::put_pong(out, corr));
+    /// Answers a PING, if it asks for an answer.
+    pub(crate) fn pong(&mut self, id: ConnId, ping: Frame<'_>, cx: &mut Turn<'_>) {
+        if ping.is_request() {
+            let corr = ping.corr();
+            self.write(id, cx, |out, _| encode::put_pong(out, corr));
+        }
     }
 
     pub(crate) fn done(&mut self, id: ConnId, corr: u32, cx: &mut Turn<'_>) {

@@ -16,6 +16,9 @@ use portico_wire::{
     message::{ClientState, ReceiptsGet},
 };
 
+/// How far beyond the newest number seen a READ may point.
+const READ_AHEAD_MAX_US: u64 = 60_000_000;
+
 /// `reader` has reached `up_to` in `conv`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Receipt {
@@ -31,9 +34,11 @@ pub struct Receipt {
 /// A RECEIPTS_GET whose conversations are being read.
 #[derive(Debug)]
 pub(crate) struct Query {
-    conn: ConnId,
+    pub(crate) conn: ConnId,
     corr: u32,
-    left: usize,
+    left: u16,
+    /// What it counts against the connection's bound: as many as it asks of the store.
+    pub(crate) weight: u16,
     failed: Option<StoreError>,
 }
 
@@ -48,24 +53,32 @@ impl Shard {
         let Some(conn) = self.conn_mut(id) else {
             return;
         };
-        let reader = conn.user;
+        let (reader, busy) = (conn.user, u32::from(conn.requests) >= requests_max);
         let peer = UserId(route.conv);
+        let conv = ConvId::direct(reader, peer);
+        let full = !self.has_room_for_mark(conv, reader);
         let direct = route.conv_kind == ConvKind::DIRECT && peer.is_valid();
         let refusal = if !direct || route.kind != receipt_kind::READ {
             Some(Refusal::BadReceipt)
-        } else if request && u32::from(conn.requests) >= requests_max {
+        } else if request && busy {
             Some(Refusal::TooManyRequests)
+        } else if full {
+            Some(Refusal::Overloaded)
         } else {
             None
         };
         if let Some(why) = refusal {
             return self.refuse(id, request, corr, frame.op(), why, cx);
         }
-        conn.requests += u16::from(request);
-        // Nobody has read the future.
-        let up_to = route.conv_seq.min(ConvSeq(cx.now.wall_us));
+        if let Some(conn) = self.conn_mut(id) {
+            conn.requests += u16::from(request);
+        }
+        // Nobody has read the future, as far as this shard can tell: numbers run ahead of a clock
+        // that was set back, and another shard's may be ahead of this one's.
+        let newest_us = self.seq.last().max(cx.now.wall_us);
+        let up_to = route.conv_seq.min(ConvSeq(newest_us + READ_AHEAD_MAX_US));
         let waiting = request.then_some((id, corr));
-        self.mark_read(ConvId::direct(reader, peer), reader, up_to, waiting, cx);
+        self.mark_read(conv, reader, up_to, waiting, cx);
     }
 
     /// The mark of a READ request is written, or could not be.
@@ -136,7 +149,7 @@ impl Shard {
             return self.on_malformed(id, frame, cx);
         };
         let (request, corr) = (frame.is_request(), frame.corr());
-        let full = self.is_full();
+        let full = self.is_store_full();
         let requests_max = self.config.limits.requests_max;
         let Some(conn) = self.conn_mut(id).filter(|_| request) else {
             return;
@@ -158,12 +171,15 @@ impl Shard {
         if get.convs.is_empty() {
             return self.done(id, corr, cx);
         }
-        conn.requests += 1;
+        // At most RECEIPTS_GET_MAX.
+        let weight = get.convs.len() as u16;
+        conn.requests += weight;
         let user = conn.user;
         let query = self.queries.insert(Query {
             conn: id,
             corr,
-            left: get.convs.len(),
+            left: weight,
+            weight,
             failed: None,
         });
         for (_, peer) in get.convs {
@@ -196,8 +212,10 @@ impl Shard {
         if left > 0 {
             return;
         }
-        let failed = self.queries.remove(query).and_then(|open| open.failed);
-        self.release_request(id);
+        let Some(Query { weight, failed, .. }) = self.queries.remove(query) else {
+            return;
+        };
+        self.release_requests(id, weight);
         match failed {
             None => self.done(id, corr, cx),
             Some(error) => {
@@ -240,8 +258,12 @@ impl Shard {
 
     /// A request of this connection got its answer.
     pub(crate) fn release_request(&mut self, id: ConnId) {
+        self.release_requests(id, 1);
+    }
+
+    fn release_requests(&mut self, id: ConnId, count: u16) {
         if let Some(conn) = self.conn_mut(id) {
-            conn.requests = conn.requests.saturating_sub(1);
+            conn.requests = conn.requests.saturating_sub(count);
         }
     }
 }

@@ -13,6 +13,10 @@ impl SeqClock {
         Self { last: floor }
     }
 
+    pub(crate) const fn last(&self) -> u64 {
+        self.last
+    }
+
     pub(crate) fn next(&mut self, wall_us: u64) -> u64 {
         self.last = wall_us.max(self.last + 1);
         self.last

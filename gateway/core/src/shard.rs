@@ -2,7 +2,7 @@
 
 use crate::{
     conn::{Conn, ConnId, NO_CONN, Phase},
-    direct::Outgoing,
+    direct::{AttemptKey, Outgoing},
     drain::Drain,
     effects::{Effect, Effects},
     error::Refusal,
@@ -24,7 +24,7 @@ use portico_wire::{
     CloseCode, Frame, FrameError, Op,
     encode::Encoder,
     ids::{ConvId, ConvSeq, DeviceId, Seq, UserId},
-    limits::{FRAME_BYTES_BEFORE_WELCOME_MAX, MALFORMED_PER_MINUTE_MAX},
+    limits::{FRAME_BYTES_BEFORE_WELCOME_MAX, MALFORMED_PER_MINUTE_MAX, RECEIVE_MAX_CEILING},
     message::ClientState,
     op::{Direction, PRIVATE_FIRST},
 };
@@ -89,6 +89,10 @@ pub struct Shard {
     pub(crate) drain: Option<Drain>,
     /// Messages of this shard's users whose fate is open.
     pub(crate) outgoing: Tokens<Outgoing>,
+    /// The newest of them under each name.
+    pub(crate) attempts: FxHashMap<AttemptKey, u64>,
+    /// The length of their bodies.
+    pub(crate) outgoing_bytes: usize,
     /// When to stop waiting for each of them; in order, because the time allowed is the same.
     pub(crate) send_deadlines: VecDeque<(u64, u64)>,
     /// Messages that wait while a first attempt is looked for, per device and recipient.
@@ -97,7 +101,7 @@ pub struct Shard {
     pub(crate) page_retries: VecDeque<(u64, ConnId)>,
     /// Questions for watermarks whose answers are being read.
     pub(crate) queries: Tokens<Query>,
-    in_store: Tokens<InStore>,
+    pub(crate) in_store: Tokens<InStore>,
     store_weight: usize,
     /// Messages to this very shard.
     local: VecDeque<ShardMessage>,
@@ -108,8 +112,12 @@ pub struct Shard {
 
 impl Shard {
     #[must_use]
-    pub fn new(config: ShardConfig) -> Self {
+    pub fn new(mut config: ShardConfig) -> Self {
         let floor = config.seq_floor;
+        // They are counted in 16 bits.
+        let limits = &mut config.limits;
+        limits.requests_max = limits.requests_max.min(RECEIVE_MAX_CEILING);
+        limits.receive_max = limits.receive_max.min(RECEIVE_MAX_CEILING);
         Self {
             conns: Vec::new(),
             users: FxHashMap::default(),
@@ -122,6 +130,8 @@ impl Shard {
             unsaved: Unsaved::default(),
             drain: None,
             outgoing: Tokens::default(),
+            attempts: FxHashMap::default(),
+            outgoing_bytes: 0,
             send_deadlines: VecDeque::new(),
             gates: FxHashMap::default(),
             page_retries: VecDeque::new(),
@@ -139,6 +149,9 @@ impl Shard {
     /// Takes one event and says what follows from it. Effects are appended to `fx`.
     pub fn handle(&mut self, now: Now, input: Input<'_>, fx: &mut Effects) {
         let cx = &mut Turn { now, fx };
+        // The wheel's clock moves first, so that a deadline set now is not cut short by it; what
+        // came due is looked at after the input, which may be the sign of life waited for.
+        self.wheel.advance(now.mono_s(), &mut self.due);
         match input {
             Input::Opened { conn } => self.on_opened(conn, cx),
             Input::Frame { conn, frame } => self.on_frame(conn, frame, cx),
@@ -157,7 +170,6 @@ impl Shard {
                 deadline_ms,
             } => self.begin_drain(spread_ms, deadline_ms, cx),
         }
-        // Only a tick or an old deadline makes this do anything.
         self.on_time(cx);
         while let Some(message) = self.local.pop_front() {
             self.on_message(message, cx);
@@ -194,12 +206,19 @@ impl Shard {
             || self.store_weight > limits.store_bytes_soft
     }
 
-    /// Nothing more fits: messages are refused.
-    pub(crate) fn is_full(&self) -> bool {
+    /// Nothing more fits into the store: what would need it is refused.
+    pub(crate) fn is_store_full(&self) -> bool {
         let limits = &self.config.limits;
         self.in_store.len() >= limits.store_requests_max
-            || self.outgoing.len() >= limits.store_requests_max
             || self.store_weight >= limits.store_bytes_max
+    }
+
+    /// The same for messages, which may wait for another shard's store or for a search.
+    pub(crate) fn is_full(&self) -> bool {
+        let limits = &self.config.limits;
+        self.is_store_full()
+            || self.outgoing.len() >= limits.store_requests_max
+            || self.outgoing_bytes >= limits.store_bytes_max
     }
 
     /// When [`Input::Tick`] is due, in monotonic microseconds.
@@ -393,7 +412,7 @@ impl Shard {
     fn on_greeting_frame(&mut self, id: ConnId, frame: Frame<'_>, cx: &mut Turn<'_>) {
         match frame.known_op() {
             Some(Op::Hello) => self.on_hello(id, frame, cx),
-            Some(Op::Ping) => self.pong(id, frame.corr(), cx),
+            Some(Op::Ping) => self.pong(id, frame, cx),
             Some(Op::Close) => self.on_close(id, cx),
             Some(Op::RegStart | Op::RegConfirm | Op::TokenRefresh | Op::DeviceLink) => {
                 self.on_unserved(id, frame, Refusal::UnsupportedOp, cx);
@@ -402,18 +421,13 @@ impl Shard {
                 let detail = "the first frame of a session is HELLO";
                 self.close(id, CloseCode::PROTOCOL_ERROR, detail, cx);
             }
-            None => self.on_unserved(id, frame, Refusal::UnknownOp, cx),
+            None => self.on_unknown(id, frame, cx),
         }
     }
 
     fn on_open_frame(&mut self, id: ConnId, frame: Frame<'_>, cx: &mut Turn<'_>) {
         let Some(op) = frame.known_op() else {
-            let refusal = if frame.op() >= PRIVATE_FIRST {
-                Refusal::UnsupportedOp
-            } else {
-                Refusal::UnknownOp
-            };
-            return self.on_unserved(id, frame, refusal, cx);
+            return self.on_unknown(id, frame, cx);
         };
         match op {
             Op::Send => self.on_send(id, frame, cx),
@@ -437,6 +451,16 @@ impl Shard {
             }
             _ => self.on_unserved(id, frame, Refusal::UnsupportedOp, cx),
         }
+    }
+
+    /// A number without a meaning, or one that an embedding program would give a meaning to.
+    fn on_unknown(&mut self, id: ConnId, frame: Frame<'_>, cx: &mut Turn<'_>) {
+        let refusal = if frame.op() >= PRIVATE_FIRST {
+            Refusal::UnsupportedOp
+        } else {
+            Refusal::UnknownOp
+        };
+        self.on_unserved(id, frame, refusal, cx);
     }
 
     fn on_unserved(&mut self, id: ConnId, frame: Frame<'_>, why: Refusal, cx: &mut Turn<'_>) {
@@ -474,14 +498,14 @@ impl Shard {
         };
         let promised = u16::try_from(frame.aux()).unwrap_or(u16::MAX);
         if promised != 0 {
-            let shorter = promised.clamp(min, max) < conn.heartbeat_s;
-            conn.heartbeat_s = promised.clamp(min, max);
+            let interval_s = promised.min(max).max(min);
+            let shorter = interval_s < conn.heartbeat_s;
+            conn.heartbeat_s = interval_s;
             if shorter {
-                let deadline_s = idle_deadline_s(conn);
-                self.wheel.set(id.index, deadline_s);
+                self.arm_idle(id.index);
             }
         }
-        self.pong(id, frame.corr(), cx);
+        self.pong(id, frame, cx);
     }
 
     fn on_close(&mut self, id: ConnId, cx: &mut Turn<'_>) {
@@ -494,9 +518,11 @@ impl Shard {
 
     fn on_time(&mut self, cx: &mut Turn<'_>) {
         let mut due = std::mem::take(&mut self.due);
-        self.wheel.advance(cx.now.mono_s(), &mut due);
         for index in due.drain(..) {
-            self.on_deadline(index, cx);
+            // The input of this turn may have set a new one.
+            if !self.wheel.is_set(index) {
+                self.on_deadline(index, cx);
+            }
         }
         self.due = due;
         self.expire_sends(cx);
@@ -513,8 +539,9 @@ impl Shard {
             return;
         };
         match conn.phase {
-            Phase::Free => {}
-            Phase::Greeting | Phase::Authenticating | Phase::Moving | Phase::Loading => {
+            // The driver always says how a move ended.
+            Phase::Free | Phase::Moving => {}
+            Phase::Greeting | Phase::Authenticating | Phase::Loading => {
                 let detail = "the session did not begin in time";
                 self.close(id, CloseCode::HANDSHAKE_TIMEOUT, detail, cx);
             }
@@ -534,7 +561,7 @@ impl Shard {
     pub(crate) fn arm_idle(&mut self, index: u32) {
         let conn = &self.conns[index as usize];
         let mut deadline_s = idle_deadline_s(conn);
-        if conn.pending_bytes() > self.config.limits.outbox_bytes_soft {
+        if conn.pending_bytes() >= self.config.limits.outbox_bytes_soft {
             deadline_s = deadline_s.min(conn.progress_s + self.config.limits.stalled_ms / 1_000);
         }
         self.wheel.set(index, deadline_s);
@@ -623,13 +650,7 @@ impl Shard {
         match message {
             ShardMessage::Direct(send) => self.on_direct(*send, cx),
             ShardMessage::DirectDone { token, result } => self.on_direct_done(token, result, cx),
-            ShardMessage::Ephemeral {
-                to,
-                from,
-                device,
-                kind,
-                body,
-            } => self.on_ephemeral(to, from, device, kind, &body, cx),
+            ShardMessage::Ephemeral(draft) => self.on_ephemeral(&draft, cx),
             ShardMessage::Receipt { to, receipt } => self.push_receipt(to, &receipt, cx),
         }
     }

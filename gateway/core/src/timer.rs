@@ -84,6 +84,12 @@ impl Wheel {
         self.armed -= 1;
     }
 
+    pub(crate) fn is_set(&self, index: u32) -> bool {
+        self.links
+            .get(index as usize)
+            .is_some_and(|link| link.deadline_s != 0)
+    }
+
     /// Takes everything due up to `now_s` out of the wheel.
     pub(crate) fn advance(&mut self, now_s: u32, due: &mut Vec<u32>) {
         if now_s <= self.now_s {

@@ -2,8 +2,9 @@
 //! behind.
 //!
 //! Receipts go to the other side within `flush_ms`, joined per conversation. Cursors and marks are
-//! written together four times less often, marks first: a cursor that is durable while its mark
-//! is not would hide for good that the message was delivered.
+//! written together four times less often, the cursors once the marks are durable: a cursor
+//! without its marks would hide for good that messages were delivered. While a save is under way
+//! the next one waits, so that a store that stands still collects nothing.
 
 use crate::{
     conn::ConnId,
@@ -28,18 +29,26 @@ const SAVE_RETRY_US: u64 = 1_000_000;
 
 type MarkKey = (ConvId, UserId);
 
+/// The READ requests that are answered once their mark is written.
+type Waiting = Vec<(ConnId, u32)>;
+
 /// What has changed and is neither told nor written yet.
 #[derive(Debug, Default)]
 pub(crate) struct Unsaved {
     cursors: FxHashMap<(UserId, DeviceId), Seq>,
-    marks: FxHashMap<MarkKey, Marks>,
+    pub(crate) marks: FxHashMap<MarkKey, (Marks, Waiting)>,
     /// Of the marks, what the other side has not been told.
     untold: FxHashMap<MarkKey, Marks>,
-    /// READ requests to be answered once their mark is written.
-    waiting: Vec<(ConnId, u32)>,
     /// When the next flush is due, and how many are left until the next save.
     flush_us: Option<u64>,
     until_save: u8,
+    /// Somebody waits for the next save.
+    hurry: bool,
+    /// Cursors whose marks are being written.
+    held: Vec<(UserId, DeviceId, Seq)>,
+    /// Storage commands under way, and whether one of this save has failed.
+    saving: usize,
+    failed: bool,
 }
 
 impl Unsaved {
@@ -48,7 +57,7 @@ impl Unsaved {
     }
 
     pub(crate) fn len(&self) -> usize {
-        self.cursors.len() + self.marks.len()
+        self.cursors.len() + self.marks.len() + self.held.len()
     }
 
     pub(crate) const fn next_us(&self) -> Option<u64> {
@@ -67,10 +76,7 @@ impl Unsaved {
 #[derive(Debug)]
 pub(crate) enum Batch {
     Cursors(Vec<(UserId, DeviceId, Seq)>),
-    Marks {
-        marks: Vec<(ConvId, UserId, Marks)>,
-        waiting: Vec<(ConnId, u32)>,
-    },
+    Marks(Vec<(MarkKey, (Marks, Waiting))>),
 }
 
 impl Shard {
@@ -86,6 +92,17 @@ impl Shard {
         *cursor = up_to.max(*cursor);
         let flush_ms = self.config.limits.flush_ms;
         self.unsaved.arm(cx.now.mono_us, flush_ms);
+    }
+
+    /// A device that the store does not know yet: written at once.
+    pub(crate) fn save_new_device(
+        &mut self,
+        user: UserId,
+        device: DeviceId,
+        cursor: Seq,
+        cx: &mut Turn<'_>,
+    ) {
+        self.submit_batch(Batch::Cursors(vec![(user, device, cursor)]), cx);
     }
 
     pub(crate) fn mark_delivered(
@@ -104,7 +121,8 @@ impl Shard {
     }
 
     fn mark(&mut self, conv: ConvId, user: UserId, marks: Marks, cx: &mut Turn<'_>) {
-        merge(self.unsaved.marks.entry((conv, user)).or_default(), marks);
+        let (unsaved, _) = self.unsaved.marks.entry((conv, user)).or_default();
+        merge(unsaved, marks);
         merge(self.unsaved.untold.entry((conv, user)).or_default(), marks);
         let flush_ms = self.config.limits.flush_ms;
         self.unsaved.arm(cx.now.mono_us, flush_ms);
@@ -125,7 +143,16 @@ impl Shard {
             ..Marks::default()
         };
         self.mark(conv, user, marks, cx);
-        self.unsaved.waiting.extend(waiting);
+        if let Some(waiting) = waiting {
+            let (_, list) = self.unsaved.marks.entry((conv, user)).or_default();
+            list.push(waiting);
+            self.unsaved.hurry = true;
+        }
+    }
+
+    pub(crate) fn has_room_for_mark(&self, conv: ConvId, user: UserId) -> bool {
+        let marks = &self.unsaved.marks;
+        marks.len() < self.config.limits.unsaved_max || marks.contains_key(&(conv, user))
     }
 
     /// Tells and writes what is due.
@@ -137,8 +164,9 @@ impl Shard {
         self.tell_marks(cx);
         self.unsaved.until_save = self.unsaved.until_save.saturating_sub(1);
         // READ requests wait for their answer; at the end nothing may be left.
-        let hurry = !self.unsaved.waiting.is_empty() || self.drain.is_some();
-        if self.unsaved.until_save == 0 || hurry {
+        let crowded = self.unsaved.marks.len() > self.config.limits.unsaved_max / 2;
+        let hurry = self.unsaved.hurry || crowded || self.drain.is_some();
+        if (self.unsaved.until_save == 0 || hurry) && self.unsaved.saving == 0 {
             self.save(cx);
         }
         self.unsaved.flush_us = (!self.unsaved.is_empty())
@@ -180,30 +208,34 @@ impl Shard {
 
     fn save(&mut self, cx: &mut Turn<'_>) {
         self.unsaved.until_save = PUSHES_PER_SAVE;
-        let mut waiting = mem::take(&mut self.unsaved.waiting);
-        let marks: Vec<_> = mem::take(&mut self.unsaved.marks)
-            .into_iter()
-            .map(|((conv, user), marks)| (conv, user, marks))
-            .collect();
-        let batches = marks.chunks(BATCH_MAX).count();
-        for (number, chunk) in marks.chunks(BATCH_MAX).enumerate() {
-            let last = number + 1 == batches;
-            let batch = Batch::Marks {
-                marks: chunk.to_vec(),
-                waiting: if last {
-                    mem::take(&mut waiting)
-                } else {
-                    Vec::new()
-                },
-            };
+        self.unsaved.hurry = false;
+        let mut marks = mem::take(&mut self.unsaved.marks).into_iter();
+        while marks.len() > 0 {
+            let batch = Batch::Marks(marks.by_ref().take(BATCH_MAX).collect());
             self.submit_batch(batch, cx);
         }
-        let cursors: Vec<_> = mem::take(&mut self.unsaved.cursors)
-            .into_iter()
+        let cursors = mem::take(&mut self.unsaved.cursors).into_iter();
+        self.unsaved.held = cursors
             .map(|((user, device), seq)| (user, device, seq))
             .collect();
-        for chunk in cursors.chunks(BATCH_MAX) {
-            self.submit_batch(Batch::Cursors(chunk.to_vec()), cx);
+        if self.unsaved.saving == 0 {
+            self.save_held(cx);
+        }
+    }
+
+    /// The marks of the held cursors are written.
+    fn save_held(&mut self, cx: &mut Turn<'_>) {
+        let mut cursors = mem::take(&mut self.unsaved.held).into_iter();
+        while cursors.len() > 0 {
+            let batch = Batch::Cursors(cursors.by_ref().take(BATCH_MAX).collect());
+            self.submit_batch(batch, cx);
+        }
+    }
+
+    fn take_back(&mut self, cursors: Vec<(UserId, DeviceId, Seq)>) {
+        for (user, device, seq) in cursors {
+            let cursor = self.unsaved.cursors.entry((user, device)).or_default();
+            *cursor = seq.max(*cursor);
         }
     }
 
@@ -212,10 +244,14 @@ impl Shard {
             Batch::Cursors(cursors) => StoreCmd::SetCursors {
                 cursors: cursors.clone(),
             },
-            Batch::Marks { marks, .. } => StoreCmd::SetMarks {
-                marks: marks.clone(),
+            Batch::Marks(marks) => StoreCmd::SetMarks {
+                marks: marks
+                    .iter()
+                    .map(|&((conv, user), (marks, _))| (conv, user, marks))
+                    .collect(),
             },
         };
+        self.unsaved.saving += 1;
         self.submit(Purpose::Save(batch), cmd, cx);
     }
 
@@ -225,37 +261,40 @@ impl Shard {
         result: Result<(), StoreError>,
         cx: &mut Turn<'_>,
     ) {
-        match (batch, result) {
-            (Batch::Cursors(_), Ok(())) => {}
-            (Batch::Marks { waiting, .. }, Ok(())) => {
-                for (id, corr) in waiting {
-                    self.answer_read(id, corr, Ok(()), cx);
+        self.unsaved.saving -= 1;
+        // What was refused for good, or by a store that has stopped, is not taken later either; the
+        // client's own word and a replay make up for it after a restart.
+        let again = match result {
+            Ok(()) | Err(StoreError::Invalid | StoreError::Fatal) => false,
+            Err(StoreError::Overloaded { .. } | StoreError::Unavailable | StoreError::Unknown) => {
+                true
+            }
+        };
+        match batch {
+            Batch::Cursors(cursors) if again => self.take_back(cursors),
+            Batch::Cursors(_) => {}
+            Batch::Marks(marks) => {
+                for (key, (marks, waiting)) in marks {
+                    if again {
+                        merge(&mut self.unsaved.marks.entry(key).or_default().0, marks);
+                    }
+                    for (id, corr) in waiting {
+                        self.answer_read(id, corr, result, cx);
+                    }
                 }
             }
-            // A store that has stopped will not take them later either; the client's own word and
-            // a replay make up for both after the restart.
-            (Batch::Cursors(_), Err(StoreError::Fatal)) => {}
-            (Batch::Marks { waiting, .. }, Err(StoreError::Fatal)) => {
-                for (id, corr) in waiting {
-                    self.answer_read(id, corr, Err(StoreError::Fatal), cx);
-                }
+        }
+        self.unsaved.failed |= again;
+        if self.unsaved.saving == 0 {
+            if mem::take(&mut self.unsaved.failed) {
+                let held = mem::take(&mut self.unsaved.held);
+                self.take_back(held);
+            } else {
+                self.save_held(cx);
             }
-            (Batch::Cursors(cursors), Err(_)) => {
-                for (user, device, seq) in cursors {
-                    let cursor = self.unsaved.cursors.entry((user, device)).or_default();
-                    *cursor = seq.max(*cursor);
-                }
-                self.retry_save(cx);
-            }
-            (Batch::Marks { marks, waiting }, Err(error)) => {
-                for (conv, user, marks) in marks {
-                    merge(self.unsaved.marks.entry((conv, user)).or_default(), marks);
-                }
-                for (id, corr) in waiting {
-                    self.answer_read(id, corr, Err(error), cx);
-                }
-                self.retry_save(cx);
-            }
+        }
+        if again {
+            self.retry_save(cx);
         }
     }
 

@@ -1,0 +1,283 @@
+//! The commit thread's side of the message family.
+//!
+//! A commit is one atomic batch of the engine with one `fdatasync`. Appends are blind: nothing is
+//! read before an entry or a reference is written. Cursors and watermarks merge by maximum, so
+//! they are read; what this commit has merged already is kept beside the batch until its end.
+//!
+//! # Invariants
+//! * The ceiling is raised in the same batch that comes close to it.
+//! * A command that is refused leaves nothing in the batch.
+
+use super::engine::{Engine, Months};
+use super::failure::{Failure, write_failure};
+use super::layout;
+use super::month::{DAY_US, Month};
+use crate::ceiling::Ceiling;
+use crate::messages::{Cmd, Entry, InboxRef, Mark, Messages, Reply, Watermark};
+use crate::{Error, Kind, Request, Writer};
+use fjall::{Keyspace, OwnedWriteBatch, PersistMode};
+use portico_wire::ids::{ConvId, DeviceId, Seq, UserId};
+use std::collections::HashMap;
+use std::sync::Arc;
+
+pub(super) struct MessageWriter {
+    engine: Arc<Engine>,
+    months: Arc<Months>,
+    ceiling: Ceiling,
+    /// For the value of one entry. Kept for its memory.
+    scratch: Vec<u8>,
+}
+
+/// One commit while it is put together.
+struct Commit {
+    batch: OwnedWriteBatch,
+    cursors: HashMap<(UserId, DeviceId), Seq>,
+    marks: HashMap<(ConvId, UserId), Watermark>,
+    /// The greatest number that counts for the ceiling, and the greatest of a row in a month.
+    greatest: u64,
+    newest_row: u64,
+    expire: Option<Seq>,
+}
+
+impl MessageWriter {
+    pub(super) fn new(engine: Arc<Engine>) -> Self {
+        Self {
+            months: engine.months(),
+            ceiling: Ceiling::stored(engine.ceiling()),
+            engine,
+            scratch: Vec::new(),
+        }
+    }
+
+    fn try_apply(
+        &mut self,
+        batch: &[Request<Messages>],
+        results: &mut Vec<Result<Reply, Error>>,
+    ) -> Result<(), fjall::Error> {
+        // A direct message has two rows; a group's batch grows by itself.
+        let rows = batch.len() * 2 + 1;
+        let batch_of_engine = OwnedWriteBatch::with_capacity(self.engine.db.clone(), rows);
+        let mut commit = Commit {
+            batch: batch_of_engine.durability(Some(PersistMode::SyncData)),
+            cursors: HashMap::new(),
+            marks: HashMap::new(),
+            greatest: 0,
+            newest_row: 0,
+            expire: None,
+        };
+        for request in batch {
+            match self.stage(&request.cmd, &mut commit) {
+                Ok(()) => results.push(Ok(Reply::Done)),
+                Err(Failure::Refused(error)) => results.push(Err(error)),
+                Err(Failure::Engine(error)) => return Err(error),
+            }
+        }
+        self.finish(commit)
+    }
+
+    fn stage(&mut self, cmd: &Cmd, commit: &mut Commit) -> Result<(), Failure> {
+        cmd.check(self.engine.value_bytes_max)?;
+        match cmd {
+            Cmd::Append {
+                entry,
+                refs,
+                fan_out,
+            } => self.stage_append(entry, refs, *fan_out, commit)?,
+            Cmd::AddRefs { refs } => {
+                self.prepare_refs(refs)?;
+                self.stage_refs(refs, commit);
+            }
+            Cmd::EndFanOut { conv, conv_seq } => {
+                let key = layout::conv_key(&self.engine.hash.h12(*conv), conv_seq.0);
+                commit.batch.remove(&self.engine.fan_out, key);
+            }
+            Cmd::SetCursors { cursors } => self.stage_cursors(cursors, commit)?,
+            Cmd::SetWatermarks { marks } => self.stage_marks(marks, commit)?,
+            Cmd::Expire { before } => commit.expire = commit.expire.max(Some(*before)),
+            Cmd::FanOuts { .. }
+            | Cmd::Replay { .. }
+            | Cmd::History { .. }
+            | Cmd::Find { .. }
+            | Cmd::Cursors { .. }
+            | Cmd::Watermarks { .. }
+            | Cmd::Ceiling => return Err(Error::invalid("a read among writes").into()),
+        }
+        commit.greatest = commit.greatest.max(cmd.greatest_seq());
+        Ok(())
+    }
+
+    fn stage_append(
+        &mut self,
+        entry: &Entry,
+        refs: &[InboxRef],
+        fan_out: bool,
+        commit: &mut Commit,
+    ) -> Result<(), Failure> {
+        self.prepare_refs(refs)?;
+        let month = self.prepare_month(entry.conv_seq.0)?;
+        let entries = find(self.months.entries.get(&month), month)?;
+        let key = layout::conv_key(&self.engine.hash.h12(entry.conv), entry.conv_seq.0);
+        layout::put_entry(&mut self.scratch, entry);
+        commit.batch.insert(entries, key, self.scratch.as_slice());
+        commit.newest_row = commit.newest_row.max(entry.conv_seq.0);
+        if fan_out {
+            let value = layout::fan_out_value(entry.conv);
+            commit.batch.insert(&self.engine.fan_out, key, value);
+        }
+        self.stage_refs(refs, commit);
+        Ok(())
+    }
+
+    /// Creates what the references need, so that staging them cannot fail half way.
+    fn prepare_refs(&mut self, refs: &[InboxRef]) -> Result<(), Failure> {
+        let mut last = None;
+        for reference in refs {
+            let month = Month::of(reference.seq.0);
+            if last != Some(month) {
+                self.prepare_month(reference.seq.0)?;
+                last = Some(month);
+            }
+        }
+        Ok(())
+    }
+
+    fn stage_refs(&self, refs: &[InboxRef], commit: &mut Commit) {
+        for reference in refs {
+            let month = Month::of(reference.seq.0);
+            if let Some(inbox) = self.months.inboxes.get(&month) {
+                let key = layout::inbox_key(reference.user, reference.seq);
+                let value = layout::inbox_value(reference);
+                commit.batch.insert(inbox, key, value);
+                commit.newest_row = commit.newest_row.max(reference.seq.0);
+            }
+        }
+    }
+
+    fn prepare_month(&mut self, seq: u64) -> Result<Month, Failure> {
+        let month = Month::of(seq);
+        let known =
+            self.months.entries.contains_key(&month) && self.months.inboxes.contains_key(&month);
+        if !known && !self.engine.create_month(&mut self.months, month)? {
+            let error = "the store holds as many months as it can; expire old ones first";
+            return Err(Error::invalid(error).into());
+        }
+        Ok(month)
+    }
+
+    fn stage_cursors(
+        &self,
+        cursors: &[(UserId, DeviceId, Seq)],
+        commit: &mut Commit,
+    ) -> Result<(), Failure> {
+        for (user, device, seq) in cursors {
+            let merged = match commit.cursors.get(&(*user, *device)) {
+                Some(staged) if staged >= seq => continue,
+                Some(_) => *seq,
+                None => {
+                    let key = layout::cursor_key(*user, *device);
+                    let stored = self.engine.cursor.get(key)?;
+                    let stored = stored.and_then(|value| {
+                        let parsed = layout::parse_cursor(&value);
+                        if parsed.is_none() {
+                            self.engine.count_damage("cursor");
+                        }
+                        parsed
+                    });
+                    // What is stored already need not be written: the row is there.
+                    if stored.is_some_and(|stored| stored >= *seq) {
+                        continue;
+                    }
+                    *seq
+                }
+            };
+            commit.cursors.insert((*user, *device), merged);
+        }
+        Ok(())
+    }
+
+    fn stage_marks(&self, marks: &[Mark], commit: &mut Commit) -> Result<(), Failure> {
+        for mark in marks {
+            let key = (mark.conv, mark.user);
+            if let Some(staged) = commit.marks.get_mut(&key) {
+                staged.merge(mark);
+                continue;
+            }
+            let stored_key = layout::conv_key(&self.engine.hash.h12(mark.conv), mark.user.0);
+            let mut water = match self.engine.mark.get(stored_key)? {
+                None => Watermark::none(mark.user),
+                Some(value) => match layout::parse_mark(mark.user, &value) {
+                    Some((conv, water)) if conv == mark.conv => water,
+                    _ => {
+                        self.engine.count_damage("mark");
+                        Watermark::none(mark.user)
+                    }
+                },
+            };
+            water.merge(mark);
+            commit.marks.insert(key, water);
+        }
+        Ok(())
+    }
+
+    fn finish(&mut self, commit: Commit) -> Result<(), fjall::Error> {
+        let Commit {
+            mut batch,
+            cursors,
+            marks,
+            greatest,
+            newest_row,
+            expire,
+        } = commit;
+        let engine = &self.engine;
+        for ((user, device), seq) in cursors {
+            let key = layout::cursor_key(user, device);
+            batch.insert(&engine.cursor, key, layout::cursor_value(seq));
+        }
+        for ((conv, user), water) in marks {
+            let key = layout::conv_key(&engine.hash.h12(conv), user.0);
+            batch.insert(&engine.mark, key, layout::mark_value(conv, &water));
+        }
+        let raised = (greatest > 0)
+            .then(|| self.ceiling.needed_for(greatest))
+            .flatten();
+        if let Some(to) = raised {
+            batch.insert(&engine.meta, layout::META_CLOCK, to.0.to_be_bytes());
+        }
+        batch.commit()?;
+        if let Some(to) = raised {
+            self.ceiling.raise(to);
+            engine.note_ceiling(to);
+        }
+        if let Some(before) = expire {
+            self.engine.drop_months(&mut self.months, before)?;
+        }
+        self.create_ahead(newest_row)
+    }
+
+    /// The next month is made a day ahead, so that its first messages find it.
+    fn create_ahead(&mut self, newest_row: u64) -> Result<(), fjall::Error> {
+        let soon = Month::of(newest_row.saturating_add(DAY_US));
+        if newest_row > 0 && !self.months.entries.contains_key(&soon) {
+            self.engine.create_month(&mut self.months, soon)?;
+        }
+        Ok(())
+    }
+}
+
+/// The months were prepared; one that is missing all the same refuses the command.
+fn find(keyspace: Option<&Keyspace>, month: Month) -> Result<&Keyspace, Error> {
+    keyspace.ok_or_else(|| Error::new(Kind::Unavailable, format!("no partition for {month}")))
+}
+
+impl Writer<Messages> for MessageWriter {
+    fn apply(&mut self, batch: &[Request<Messages>], results: &mut Vec<Result<Reply, Error>>) {
+        if let Err(error) = self.try_apply(batch, results) {
+            let error = write_failure(&self.engine.dir, &error);
+            // Refused commands keep their own answer; all others share the fate of the commit.
+            for result in results.iter_mut().filter(|result| result.is_ok()) {
+                *result = Err(error.clone());
+            }
+            results.resize(batch.len(), Err(error));
+        }
+    }
+}

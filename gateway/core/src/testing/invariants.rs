@@ -1,0 +1,128 @@
+//! What must hold in a shard between any two inputs, too costly to check outside tests.
+
+use crate::{
+    conn::{Conn, ConnId, NO_CONN, Phase, Source},
+    shard::{Purpose, Shard},
+    watermark::Batch,
+};
+use portico_wire::ids::{DeviceId, UserId};
+use std::collections::{BTreeMap, BTreeSet};
+
+impl Shard {
+    /// # Panics
+    /// If an invariant is broken.
+    pub fn check_invariants(&self) {
+        self.check_chains();
+        self.check_windows();
+        self.check_requests();
+        let bodies = self.outgoing.values().map(|open| open.draft.body.len());
+        assert_eq!(self.outgoing_bytes, bodies.sum::<usize>());
+        assert!(self.attempts.len() <= self.outgoing.len());
+        for (key, gate) in &self.gates {
+            assert!(
+                gate.len() <= self.config.limits.gate_messages_max,
+                "{key:?}"
+            );
+        }
+    }
+
+    /// Every logged-in connection is in the chain of its user, once, and nobody else is.
+    fn check_chains(&self) {
+        let mut seen = BTreeSet::new();
+        for user in self.users.keys() {
+            let mut devices = BTreeSet::<DeviceId>::new();
+            for index in self.chain(*user) {
+                let conn = &self.conns[index as usize];
+                assert!(conn.is_logged_in() && conn.user == *user);
+                assert!(devices.insert(conn.device), "one connection per device");
+                assert!(seen.insert(index), "one chain per connection");
+            }
+            assert!(!devices.is_empty(), "no user without a connection");
+        }
+        let logged_in = self.conns.iter().filter(|conn| conn.is_logged_in());
+        assert_eq!(logged_in.count(), seen.len());
+        let gauges = self.gauges();
+        assert_eq!(gauges.sessions, seen.len() as u64);
+        let open = self.conns.iter().filter(|conn| conn.phase != Phase::Free);
+        assert_eq!(gauges.connections, open.count() as u64);
+        let free = self.conns.iter().filter(|conn| conn.phase == Phase::Free);
+        assert!(free.into_iter().all(|conn| conn.next_of_user == NO_CONN
+            && conn.window.is_none()
+            && conn.login.is_none()
+            && conn.out.capacity() == 0));
+    }
+
+    fn check_windows(&self) {
+        let limits = &self.config.limits;
+        for conn in self.conns.iter().filter(|conn| conn.phase == Phase::Open) {
+            let window = conn.window.iter().flat_map(|window| window.iter());
+            let seqs: Vec<_> = window.map(|frame| frame.seq).collect();
+            assert!(seqs.is_sorted(), "O2: the window ascends");
+            assert!(seqs.len() <= limits.receive_max as usize, "O4");
+            assert!(seqs.last().is_none_or(|last| *last <= conn.sent));
+            assert!(conn.window.as_ref().is_none_or(|window| !window.is_empty()));
+            if let Some(unsettled) = self.lane.unsettled() {
+                assert!(conn.sent < unsettled, "O1: nothing beyond what is settled");
+            }
+            assert!(conn.pending_bytes() <= limits.outbox_bytes_max, "O16");
+            assert!(conn.source != Source::Live || conn.notes.synced);
+            assert_eq!(conn.notes.synced, conn.login.is_none());
+        }
+    }
+
+    /// What each connection waits for is what the shard owes it.
+    fn check_requests(&self) {
+        let mut owed = BTreeMap::new();
+        let mut owe = |conn: ConnId, weight: usize| *owed.entry(conn).or_insert(0) += weight;
+        for attempt in self.outgoing.values() {
+            if let Some(conn) = attempt.conn {
+                owe(conn, 1);
+            }
+        }
+        for query in self.queries.values() {
+            owe(query.conn, usize::from(query.weight));
+        }
+        let unsaved = self.unsaved.marks.values().flat_map(|(_, waiting)| waiting);
+        let saving = self.in_store.values().filter_map(|open| match &open.op {
+            Purpose::Save(Batch::Marks(marks)) => Some(marks),
+            _ => None,
+        });
+        let saving = saving.flatten().flat_map(|(_, (_, waiting))| waiting);
+        for (conn, _) in unsaved.chain(saving) {
+            owe(*conn, 1);
+        }
+        for (index, conn) in self.conns.iter().enumerate() {
+            if conn.phase == Phase::Open {
+                let id = self.id_of(index as u32);
+                let owed = owed.get(&id).copied().unwrap_or(0);
+                assert_eq!(usize::from(conn.requests), owed, "requests of {id:?}");
+            }
+        }
+    }
+
+    /// Queues without a gauge.
+    #[must_use]
+    pub fn residue(&self) -> Vec<(&'static str, u64)> {
+        let windows = self.conns.iter().filter(|conn| conn.window.is_some());
+        vec![
+            ("lane", self.lane.len() as u64),
+            ("queries", self.queries.len() as u64),
+            ("attempts", self.attempts.len() as u64),
+            ("outgoing_bytes", self.outgoing_bytes as u64),
+            ("windows", windows.count() as u64),
+            ("output_bytes", self.output_bytes() as u64),
+        ]
+    }
+
+    fn output_bytes(&self) -> usize {
+        self.conns.iter().map(Conn::pending_bytes).sum()
+    }
+
+    /// The user's devices that are here.
+    #[must_use]
+    pub fn devices_here(&self, user: UserId) -> Vec<DeviceId> {
+        self.chain(user)
+            .map(|index| self.conns[index as usize].device)
+            .collect()
+    }
+}

@@ -1,0 +1,417 @@
+//! A store in memory that does what an adapter promises and no more: lanes, any delay, any error.
+//!
+//! It is an oracle too. It panics when the shards break a rule that a real store would not notice:
+//! an inbox number used twice or out of order, written by a shard that is not the inbox's home, or
+//! an entry that changes.
+
+use crate::{
+    home::{ShardId, user_home},
+    store::{
+        Entry, InboxRef, Item, Marks, StoreCmd, StoreError, StoreReply, StoreRequest, StoreToken,
+    },
+};
+use portico_wire::ids::{ConvId, ConvSeq, DeviceId, Seq, UserId};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
+
+/// Kinds of command, for the switches.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum CmdKind {
+    Append,
+    AddRefs,
+    Find,
+    Replay,
+    Cursors,
+    SetCursors,
+    SetMarks,
+    Marks,
+}
+
+impl CmdKind {
+    pub const ALL: [Self; 8] = [
+        Self::Append,
+        Self::AddRefs,
+        Self::Find,
+        Self::Replay,
+        Self::Cursors,
+        Self::SetCursors,
+        Self::SetMarks,
+        Self::Marks,
+    ];
+
+    #[must_use]
+    pub const fn of(cmd: &StoreCmd) -> Self {
+        match cmd {
+            StoreCmd::Append { .. } => Self::Append,
+            StoreCmd::AddRefs { .. } => Self::AddRefs,
+            StoreCmd::Find { .. } => Self::Find,
+            StoreCmd::Replay { .. } => Self::Replay,
+            StoreCmd::Cursors { .. } => Self::Cursors,
+            StoreCmd::SetCursors { .. } => Self::SetCursors,
+            StoreCmd::SetMarks { .. } => Self::SetMarks,
+            StoreCmd::Marks { .. } => Self::Marks,
+        }
+    }
+
+    const fn is_read(self) -> bool {
+        matches!(
+            self,
+            Self::Find | Self::Replay | Self::Cursors | Self::Marks
+        )
+    }
+}
+
+/// The next `times` commands of these kinds are answered with `error`.
+#[derive(Clone, Debug)]
+struct Fault {
+    kinds: Vec<CmdKind>,
+    times: usize,
+    error: StoreError,
+    applied: bool,
+}
+
+#[derive(Debug)]
+struct Answer {
+    token: StoreToken,
+    kind: CmdKind,
+    result: Result<StoreReply, StoreError>,
+}
+
+/// One shard's requests. Writes are executed in the order of submission; reads overtake them.
+#[derive(Debug, Default)]
+struct Lane {
+    writes: VecDeque<StoreRequest>,
+    reads: VecDeque<StoreRequest>,
+    answers: Vec<Answer>,
+    last: Seq,
+}
+
+#[derive(Debug, Default)]
+pub struct ModelStore {
+    entries: BTreeMap<(ConvId, ConvSeq), Entry>,
+    inbox: BTreeMap<(UserId, Seq), (ConvId, ConvSeq)>,
+    cursors: BTreeMap<(UserId, DeviceId), Seq>,
+    marks: BTreeMap<(ConvId, UserId), Marks>,
+    /// Every inbox number ever asked for, written or not.
+    issued: BTreeSet<(UserId, Seq)>,
+    ceiling: u64,
+    lanes: Vec<Lane>,
+    faults: VecDeque<Fault>,
+    held: Vec<CmdKind>,
+    unanswered: Vec<CmdKind>,
+    executed: usize,
+}
+
+impl ModelStore {
+    // ---- switches
+
+    /// Commands of these kinds are not executed until [`Self::release`].
+    pub fn hold(&mut self, kinds: &[CmdKind]) {
+        self.held.extend_from_slice(kinds);
+    }
+
+    /// Commands of these kinds are executed, and seen by reads, but not answered until
+    /// [`Self::release`].
+    pub fn hold_answers(&mut self, kinds: &[CmdKind]) {
+        self.unanswered.extend_from_slice(kinds);
+    }
+
+    /// Ends both.
+    pub fn release(&mut self) {
+        self.held.clear();
+        self.unanswered.clear();
+    }
+
+    /// The next `times` commands of these kinds fail without effect.
+    pub fn fail(&mut self, kinds: &[CmdKind], times: usize, error: StoreError) {
+        self.faults.push_back(Fault {
+            kinds: kinds.to_vec(),
+            times,
+            error,
+            applied: false,
+        });
+    }
+
+    /// The next `times` commands of these kinds are applied and answered as unknown.
+    pub fn lose_answers(&mut self, kinds: &[CmdKind], times: usize) {
+        self.faults.push_back(Fault {
+            kinds: kinds.to_vec(),
+            times,
+            error: StoreError::Unknown,
+            applied: true,
+        });
+    }
+
+    /// No more faults.
+    pub fn heal(&mut self) {
+        self.faults.clear();
+        self.release();
+    }
+
+    // ---- what is in it
+
+    /// The inbox of a user as it stands.
+    #[must_use]
+    pub fn inbox(&self, user: UserId) -> Vec<Item> {
+        self.page(user, Seq(0), usize::MAX, usize::MAX).0
+    }
+
+    /// A conversation as it stands.
+    pub fn conversation(&self, conv: ConvId) -> impl Iterator<Item = &Entry> {
+        self.entries
+            .range((conv, ConvSeq(0))..=(conv, ConvSeq(u64::MAX)))
+            .map(|(_, entry)| entry)
+    }
+
+    #[must_use]
+    pub fn cursor(&self, user: UserId, device: DeviceId) -> Option<Seq> {
+        self.cursors.get(&(user, device)).copied()
+    }
+
+    #[must_use]
+    pub fn marks(&self, conv: ConvId, user: UserId) -> Marks {
+        self.marks.get(&(conv, user)).copied().unwrap_or_default()
+    }
+
+    /// No greater number was ever asked for.
+    #[must_use]
+    pub const fn ceiling(&self) -> u64 {
+        self.ceiling
+    }
+
+    /// Commands executed so far.
+    #[must_use]
+    pub const fn executed(&self) -> usize {
+        self.executed
+    }
+
+    /// Commands of this kind that wait to be executed.
+    #[must_use]
+    pub fn queued(&self, kind: CmdKind) -> usize {
+        self.lanes
+            .iter()
+            .flat_map(|lane| lane.writes.iter().chain(&lane.reads))
+            .filter(|request| CmdKind::of(&request.cmd) == kind)
+            .count()
+    }
+
+    // ---- for the world
+
+    /// The machine stops: what was not executed is gone, and so are the answers.
+    pub(super) fn restart(&mut self, lanes: usize) {
+        self.lanes.clear();
+        self.lanes.resize_with(lanes, Lane::default);
+    }
+
+    pub(super) fn submit(&mut self, shard: ShardId, shards: u16, request: StoreRequest) {
+        match &request.cmd {
+            StoreCmd::Append { entry, to } => {
+                self.ceiling = self.ceiling.max(entry.conv_seq.0);
+                self.check(shard, shards, to);
+            }
+            StoreCmd::AddRefs { refs } => {
+                for reference in refs {
+                    self.check(shard, shards, reference);
+                }
+            }
+            _ => {}
+        }
+        let lane = &mut self.lanes[shard.0 as usize];
+        if CmdKind::of(&request.cmd).is_read() {
+            lane.reads.push_back(request);
+        } else {
+            lane.writes.push_back(request);
+        }
+    }
+
+    fn check(&mut self, shard: ShardId, shards: u16, reference: &InboxRef) {
+        let &InboxRef { user, seq, .. } = reference;
+        assert_eq!(user_home(user, shards), shard, "one writer per inbox");
+        assert!(self.issued.insert((user, seq)), "a number is used once");
+        self.ceiling = self.ceiling.max(seq.0);
+        let lane = &mut self.lanes[shard.0 as usize];
+        assert!(seq > lane.last, "references are submitted in order");
+        lane.last = seq;
+    }
+
+    /// Can a write (or a read) of this lane be executed?
+    pub(super) fn can_execute(&self, lane: usize, read: bool) -> bool {
+        let lane = &self.lanes[lane];
+        if read {
+            lane.reads.iter().any(|request| !self.is_held(request))
+        } else {
+            let first = lane.writes.front();
+            first.is_some_and(|request| !self.is_held(request))
+        }
+    }
+
+    fn is_held(&self, request: &StoreRequest) -> bool {
+        self.held.contains(&CmdKind::of(&request.cmd))
+    }
+
+    pub(super) fn execute(&mut self, lane: usize, read: bool) {
+        let queue = &self.lanes[lane];
+        let request = if read {
+            let first = queue.reads.iter().position(|read| !self.is_held(read));
+            first.and_then(|at| self.lanes[lane].reads.remove(at))
+        } else if self.can_execute(lane, false) {
+            self.lanes[lane].writes.pop_front()
+        } else {
+            None
+        };
+        let Some(StoreRequest { token, cmd, .. }) = request else {
+            return;
+        };
+        let kind = CmdKind::of(&cmd);
+        let result = match self.next_fault(kind) {
+            None => Ok(self.apply(cmd)),
+            Some((error, applied)) => {
+                if applied {
+                    self.apply(cmd);
+                }
+                Err(error)
+            }
+        };
+        self.executed += 1;
+        self.lanes[lane].answers.push(Answer {
+            token,
+            kind,
+            result,
+        });
+    }
+
+    fn next_fault(&mut self, kind: CmdKind) -> Option<(StoreError, bool)> {
+        let at = self
+            .faults
+            .iter()
+            .position(|fault| fault.kinds.contains(&kind))?;
+        let fault = &mut self.faults[at];
+        fault.times -= 1;
+        let found = (fault.error, fault.applied);
+        if fault.times == 0 {
+            self.faults.remove(at);
+        }
+        Some(found)
+    }
+
+    /// How many answers of this lane can be given now.
+    pub(super) fn answers(&self, lane: usize) -> usize {
+        let open = |answer: &&Answer| !self.unanswered.contains(&answer.kind);
+        self.lanes[lane].answers.iter().filter(open).count()
+    }
+
+    /// Takes the `at`-th of them.
+    pub(super) fn answer(
+        &mut self,
+        lane: usize,
+        at: usize,
+    ) -> Option<(StoreToken, Result<StoreReply, StoreError>)> {
+        let unanswered = &self.unanswered;
+        let answers = &mut self.lanes[lane].answers;
+        let (index, _) = answers
+            .iter()
+            .enumerate()
+            .filter(|(_, answer)| !unanswered.contains(&answer.kind))
+            .nth(at)?;
+        let answer = answers.remove(index);
+        Some((answer.token, answer.result))
+    }
+
+    // ---- commands
+
+    fn apply(&mut self, cmd: StoreCmd) -> StoreReply {
+        match cmd {
+            StoreCmd::Append { entry, to } => {
+                let key = (entry.conv, entry.conv_seq);
+                assert_eq!(key, (to.conv, to.conv_seq));
+                let before = self.entries.insert(key, entry);
+                assert!(before.is_none(), "a place in a conversation is used once");
+                self.inbox.insert((to.user, to.seq), key);
+                StoreReply::Done
+            }
+            StoreCmd::AddRefs { refs } => {
+                for reference in refs {
+                    let key = (reference.conv, reference.conv_seq);
+                    assert!(self.entries.contains_key(&key), "the entry comes first");
+                    self.inbox.insert((reference.user, reference.seq), key);
+                }
+                StoreReply::Done
+            }
+            StoreCmd::Find {
+                conv,
+                since,
+                sender,
+                device,
+                msg_id,
+            } => StoreReply::Found(
+                self.entries
+                    .range((conv, since)..=(conv, ConvSeq(u64::MAX)))
+                    .find(|(_, entry)| {
+                        (entry.sender, entry.device, entry.msg_id) == (sender, device, msg_id)
+                    })
+                    .map(|((_, conv_seq), _)| *conv_seq),
+            ),
+            StoreCmd::Replay {
+                user,
+                after,
+                limit,
+                bytes_max,
+            } => {
+                let (items, more) = self.page(user, after, limit as usize, bytes_max as usize);
+                StoreReply::Page { items, more }
+            }
+            StoreCmd::Cursors { user } => StoreReply::Cursors(
+                self.cursors
+                    .range((user, DeviceId(0))..=(user, DeviceId(u16::MAX)))
+                    .map(|((_, device), seq)| (*device, *seq))
+                    .collect(),
+            ),
+            StoreCmd::SetCursors { cursors } => {
+                for (user, device, seq) in cursors {
+                    let cursor = self.cursors.entry((user, device)).or_default();
+                    *cursor = seq.max(*cursor);
+                }
+                StoreReply::Done
+            }
+            StoreCmd::SetMarks { marks } => {
+                for (conv, user, new) in marks {
+                    let old = self.marks.entry((conv, user)).or_default();
+                    if new.delivered > old.delivered {
+                        (old.delivered, old.delivered_at_s) = (new.delivered, new.delivered_at_s);
+                    }
+                    if new.read > old.read {
+                        (old.read, old.read_at_s) = (new.read, new.read_at_s);
+                    }
+                }
+                StoreReply::Done
+            }
+            StoreCmd::Marks { conv } => StoreReply::Marks(
+                self.marks
+                    .range((conv, UserId(0))..=(conv, UserId(u64::MAX)))
+                    .map(|((_, user), marks)| (*user, *marks))
+                    .collect(),
+            ),
+        }
+    }
+
+    fn page(&self, user: UserId, after: Seq, limit: usize, bytes_max: usize) -> (Vec<Item>, bool) {
+        let mut items = Vec::new();
+        let mut bytes = 0;
+        let rest = self
+            .inbox
+            .range((user, Seq(after.0.saturating_add(1)))..=(user, Seq(u64::MAX)));
+        for ((_, seq), key) in rest {
+            if items.len() >= limit || (bytes > bytes_max && !items.is_empty()) {
+                return (items, true);
+            }
+            let Some(entry) = self.entries.get(key) else {
+                continue;
+            };
+            bytes += entry.body.len();
+            items.push(Item {
+                seq: *seq,
+                entry: entry.clone(),
+            });
+        }
+        (items, false)
+    }
+}

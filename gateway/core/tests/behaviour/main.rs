@@ -1,0 +1,21 @@
+//! What the core promises, a file per promise, proved on whole gateways under virtual time: shards,
+//! a model store and raw clients ([`portico_core::testing::World`]). The rules O1 to O16 of
+//! docs/PROTOCOL.md are named where they are shown; O2 holds in every test, because every client
+//! checks it for every frame.
+
+mod bad_input;
+mod determinism;
+mod direct;
+mod drain;
+mod heartbeat;
+mod lane;
+mod login;
+mod overload;
+mod random;
+mod receipts;
+mod replay;
+mod restart;
+mod retry;
+mod slow_reader;
+mod support;
+mod takeover;

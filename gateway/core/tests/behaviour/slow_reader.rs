@@ -1,0 +1,204 @@
+//! O16: a client that reads slowly costs a bounded queue and delays nobody. Past the soft bound the
+//! shard stops pushing and pulls from the store as the client drains: nothing is lost, nothing comes
+//! twice.
+
+use crate::support::{assert_idle, ops, sent, texts, world};
+use portico_core::{
+    Counter, Limits,
+    testing::{CmdKind, World},
+};
+use portico_wire::{CloseCode, Op, encode::put_ping, frame::Flags};
+
+fn numbered(number: usize) -> String {
+    format!("{number:05}{}", "x".repeat(995))
+}
+
+#[test]
+fn push_turns_into_pull_and_back() {
+    let mut world = world(1);
+    let (alice, bob) = (world.login(1, 1), world.login(2, 1));
+    world.take(bob);
+    world.set_reading(bob, false);
+    world.set_acking(bob, false);
+    let receive_max = Limits::default().receive_max;
+    let last = world.last_seq(bob);
+    world.ack(bob, last, receive_max);
+    world.run();
+    for number in 0..500 {
+        let message = world.say(alice, 2, &numbered(number));
+        // The sender does not notice.
+        sent(&world.run_and_take(alice), message.corr);
+    }
+    assert_eq!(world.count(Counter::FellBehind), 1);
+    let pushed = world.count(Counter::Delivered);
+    assert!((60..70).contains(&pushed), "64 KiB, then no more: {pushed}");
+    world.check_invariants();
+    world.set_reading(bob, true);
+    let got = world.run_and_take(bob);
+    let all: Vec<_> = (0..500).map(numbered).collect();
+    assert_eq!(texts(&got), all);
+    assert_eq!(ops(&got), [Op::Deliver; 500], "no second SYNCED");
+    // Back to push.
+    world.say(alice, 2, "live");
+    assert_eq!(texts(&world.run_and_take(bob)), ["live"]);
+    assert_eq!(world.count(Counter::Delivered), pushed + 1);
+    assert_eq!(world.count(Counter::Replayed), 500 - pushed);
+}
+
+#[test]
+fn a_full_window_turns_push_into_pull_too() {
+    let mut world = world(1);
+    let alice = world.login(1, 1);
+    let bob = world.open(0, 2, 1, |hello| hello.receive_max = 2);
+    world.run();
+    for number in 0..7 {
+        world.say(alice, 2, &number.to_string());
+    }
+    world.run();
+    let mut all = Vec::new();
+    for _ in 0..5 {
+        let got = world.run_and_take(bob);
+        assert!(texts(&got).len() <= 2);
+        all.extend(texts(&got));
+        let last = world.last_seq(bob);
+        world.ack(bob, last, 2);
+    }
+    assert_eq!(all, ["0", "1", "2", "3", "4", "5", "6"]);
+}
+
+#[test]
+fn who_takes_nothing_for_half_a_minute_is_closed() {
+    let mut world = world(1);
+    let (alice, bob) = (world.login(1, 1), world.login(2, 1));
+    world.take(bob);
+    let last = world.last_seq(bob);
+    world.ack(bob, last, 4_096);
+    world.run();
+    world.set_reading(bob, false);
+    for number in 0..100 {
+        world.say(alice, 2, &numbered(number));
+    }
+    world.advance(29_000);
+    // It lives, by its own word, and by shorter and shorter promises; that does not count.
+    for seconds in [300, 200, 100, 30] {
+        let mut ping = Vec::new();
+        put_ping(&mut ping, 0, seconds);
+        world.write(bob, &ping);
+        world.run();
+    }
+    assert_eq!(world.count(Counter::ClosedSlow), 0);
+    world.advance(2_500);
+    assert_eq!(world.count(Counter::ClosedSlow), 1);
+    world.set_reading(bob, true);
+    world.run();
+    assert_eq!(world.close_code(bob), Some(CloseCode::SLOW_CONSUMER));
+    // Nothing is lost: the messages wait for the next connection.
+    let bob = world.login(2, 1);
+    assert_eq!(texts(&world.take(bob)).len(), 100);
+    world.advance(2_000);
+    assert_idle(&world);
+}
+
+#[test]
+fn who_takes_a_little_now_and_then_is_not() {
+    let mut world = world(1);
+    let (alice, bob) = (world.login(1, 1), world.login(2, 1));
+    let last = world.last_seq(bob);
+    world.ack(bob, last, 4_096);
+    world.run();
+    world.set_reading(bob, false);
+    for number in 0..300 {
+        world.say(alice, 2, &numbered(number));
+    }
+    for _ in 0..3 {
+        world.advance(25_000);
+        // One buffer's worth.
+        world.set_reading(bob, true);
+        let mut events = Vec::new();
+        world.ready(&mut events);
+        let send = |event: &&portico_core::testing::Event| {
+            **event == portico_core::testing::Event::Send(bob)
+        };
+        let event = *events.iter().find(send).expect("there are bytes for Bob");
+        world.perform(event, 0);
+        world.set_reading(bob, false);
+        let mut ping = Vec::new();
+        put_ping(&mut ping, 0, 60);
+        world.write(bob, &ping);
+        world.run();
+    }
+    assert!(world.is_connected(bob));
+    assert_eq!(world.count(Counter::ClosedSlow), 0);
+}
+
+#[test]
+fn answers_that_pile_up_past_the_last_bound_close_the_connection() {
+    let mut world = world(1);
+    let client = world.login(1, 1);
+    world.set_reading(client, false);
+    let mut pings = Vec::new();
+    for corr in 1..=10_000 {
+        put_ping(&mut pings, corr, 60);
+    }
+    world.write(client, &pings);
+    world.run();
+    assert!(world.is_connected(client), "160 kB are within the bound");
+    world.write(client, &pings);
+    world.run();
+    assert_eq!(world.count(Counter::ClosedSlow), 1);
+    world.set_reading(client, true);
+    world.run();
+    assert_eq!(world.close_code(client), Some(CloseCode::SLOW_CONSUMER));
+    world.advance(2_000);
+    assert_eq!(world.residue(), []);
+}
+
+#[test]
+fn ephemeral_frames_and_receipts_go_first() {
+    let mut world = world(1);
+    let (alice, bob) = (world.login(1, 1), world.login(2, 1));
+    world.take(bob);
+    let last = world.last_seq(bob);
+    world.ack(bob, last, 4_096);
+    world.say(bob, 1, "so that there is a tick to come");
+    world.run();
+    world.set_reading(bob, false);
+    for number in 0..100 {
+        world.say(alice, 2, &numbered(number));
+    }
+    world.run();
+    let mut typing = world.message(alice, 2, "typing");
+    typing.flags = Flags::EPHEMERAL;
+    world.post(alice, &typing);
+    world.advance(1_000);
+    assert_eq!(world.count(Counter::EphemeralDropped), 1);
+    assert_eq!(world.count(Counter::ReceiptsDropped), 1);
+    world.set_reading(bob, true);
+    let got = world.run_and_take(bob);
+    assert!(!texts(&got).contains(&"typing".to_owned()));
+    assert!(!ops(&got).contains(&Op::Receipt));
+    assert_eq!(texts(&got).len(), 100);
+}
+
+#[test]
+fn one_slow_reader_is_not_another_s_trouble() {
+    let mut world = World::new(1, Limits::test_min());
+    let alice = world.login(1, 1);
+    let (slow, fast) = (world.login(2, 1), world.login(2, 2));
+    world.take(fast);
+    world.set_reading(slow, false);
+    for number in 0..50 {
+        world.say(alice, 2, &number.to_string());
+        world.run();
+    }
+    assert_eq!(texts(&world.take(fast)).len(), 50);
+    world.store.hold(&[CmdKind::Replay]);
+    world.set_reading(slow, true);
+    world.say(alice, 2, "last");
+    world.run();
+    assert_eq!(
+        texts(&world.take(fast)),
+        ["last"],
+        "while the other one's page is read"
+    );
+}

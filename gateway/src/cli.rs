@@ -1,0 +1,247 @@
+//! The command line.
+
+use clap::{Args, Parser, Subcommand};
+use std::path::PathBuf;
+
+/// Longest life of a token that `portico token` makes.
+const TTL_S_MAX: u64 = 365 * 86_400;
+
+/// Portico, a messaging gateway.
+#[derive(Debug, Parser)]
+#[command(
+    name = "portico",
+    args_conflicts_with_subcommands = true,
+    disable_version_flag = true,
+    after_help = "Without a command, `portico` serves.\n\
+                  Exit codes: 0 done, 1 failed, 64 bad use or bad configuration."
+)]
+pub(crate) struct Cli {
+    #[command(subcommand)]
+    pub(crate) command: Option<Command>,
+    #[command(flatten)]
+    pub(crate) serve: ServeArgs,
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum Command {
+    /// Run the gateway (the default).
+    Serve(ServeArgs),
+    /// Print an access token, signed with the key in the data directory.
+    Token(TokenArgs),
+    /// Chat in the terminal.
+    Chat(ChatArgs),
+    /// Print the default configuration, or check a file.
+    Config(ConfigArgs),
+    /// Report whether this machine can serve, and with what.
+    Probe(ServeArgs),
+    /// Print every metric and what it means.
+    Metrics,
+    /// Print the version.
+    Version,
+}
+
+/// Values stay text here: they are judged where those of the file and the environment are.
+#[derive(Args, Clone, Debug, Default)]
+pub(crate) struct ServeArgs {
+    /// Where clients connect; port 0 takes a free one [default: 127.0.0.1:7400]
+    #[arg(long, value_name = "ADDR")]
+    listen: Option<String>,
+    /// Where /healthz, /readyz, /metrics and /version answer [default: 127.0.0.1:7480]
+    #[arg(long, value_name = "ADDR")]
+    admin: Option<String>,
+    /// Directory of keys and of the embedded store [default: ./portico-data]
+    #[arg(long, value_name = "DIR")]
+    data: Option<String>,
+    /// embedded or memory [default: embedded]
+    #[arg(long, value_name = "KIND")]
+    backend: Option<String>,
+    /// Threads that serve connections [default: one per CPU]
+    #[arg(long, value_name = "N")]
+    shards: Option<String>,
+    /// CPUs to pin them to, such as 0,2,4-7 [default: all]
+    #[arg(long, value_name = "LIST")]
+    cpus: Option<String>,
+    /// Configuration file (TOML)
+    #[arg(long, value_name = "FILE")]
+    pub(crate) config: Option<PathBuf>,
+}
+
+impl ServeArgs {
+    /// (key of the setting, name of the flag, value), for what was given.
+    pub(crate) fn settings(&self) -> Vec<(&'static str, &'static str, String)> {
+        [
+            ("server.listen", "listen", &self.listen),
+            ("server.admin", "admin", &self.admin),
+            ("server.data", "data", &self.data),
+            ("server.backend", "backend", &self.backend),
+            ("server.shards", "shards", &self.shards),
+            ("server.cpus", "cpus", &self.cpus),
+        ]
+        .into_iter()
+        .filter_map(|(key, flag, value)| Some((key, flag, value.clone()?)))
+        .collect()
+    }
+}
+
+#[derive(Args, Debug)]
+pub(crate) struct TokenArgs {
+    /// Data directory of the gateway [default: ./portico-data]
+    #[arg(long, value_name = "DIR")]
+    pub(crate) data: Option<String>,
+    /// User to log in as
+    #[arg(long, value_name = "U", value_parser = user)]
+    pub(crate) user: u64,
+    /// Device to log in as
+    #[arg(long, value_name = "D", default_value_t = 1, value_parser = clap::value_parser!(u16).range(1..))]
+    pub(crate) device: u16,
+    /// How long the token is good: a number and s, m, h or d
+    #[arg(long, value_name = "T", default_value = "24h", value_parser = ttl)]
+    pub(crate) ttl: Ttl,
+}
+
+#[derive(Args, Debug)]
+pub(crate) struct ChatArgs {
+    /// Your user
+    #[arg(long = "as", value_name = "U", value_parser = user)]
+    pub(crate) me: u64,
+    /// The user to chat with
+    #[arg(long, value_name = "U", value_parser = user)]
+    pub(crate) to: u64,
+    /// Your device
+    #[arg(long, value_name = "D", default_value_t = 1, value_parser = clap::value_parser!(u16).range(1..))]
+    pub(crate) device: u16,
+    /// The gateway, as host:port
+    #[arg(long, value_name = "ADDR", default_value = "127.0.0.1:7400")]
+    pub(crate) target: String,
+    /// Data directory of the gateway: its key signs you in, and your place in the chat is kept there
+    /// [default: ./portico-data]
+    #[arg(long, value_name = "DIR")]
+    pub(crate) data: Option<String>,
+    /// Stay after the end of the input
+    #[arg(long)]
+    pub(crate) follow: bool,
+    /// Plain text (NO_COLOR does the same)
+    #[arg(long)]
+    pub(crate) no_color: bool,
+}
+
+#[derive(Args, Debug)]
+#[group(required = true, multiple = false)]
+pub(crate) struct ConfigArgs {
+    /// Print a file with every setting, its default, range and reason
+    #[arg(long)]
+    pub(crate) print_default: bool,
+    /// Check a file, with the environment as it is
+    #[arg(long, value_name = "FILE")]
+    pub(crate) check: Option<PathBuf>,
+}
+
+/// Seconds that a token lives.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Ttl(pub(crate) u64);
+
+fn user(text: &str) -> Result<u64, String> {
+    text.parse()
+        .ok()
+        .filter(|user| portico_wire::ids::UserId(*user).is_valid())
+        .ok_or_else(|| format!("allowed is 1 to {}", u64::MAX - 1))
+}
+
+fn ttl(text: &str) -> Result<Ttl, String> {
+    let allowed = || "allowed is 1s to 365d: a number and s, m, h or d".to_owned();
+    let unit_s = match text.chars().last() {
+        Some('s') => 1,
+        Some('m') => 60,
+        Some('h') => 3_600,
+        Some('d') => 86_400,
+        _ => return Err(allowed()),
+    };
+    text.get(..text.len() - 1)
+        .filter(|digits| digits.bytes().all(|byte| byte.is_ascii_digit()))
+        .and_then(|digits| digits.parse::<u64>().ok())
+        .and_then(|count| count.checked_mul(unit_s))
+        .filter(|seconds| (1..=TTL_S_MAX).contains(seconds))
+        .map(Ttl)
+        .ok_or_else(allowed)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use clap::CommandFactory;
+
+    fn parse(line: &str) -> Result<Cli, clap::Error> {
+        Cli::try_parse_from(line.split_whitespace())
+    }
+
+    #[test]
+    fn the_definition_is_sound() {
+        Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn serving_is_the_default_and_takes_the_same_flags() {
+        let bare = parse("portico --listen 127.0.0.1:0 --shards 2").unwrap();
+        assert!(bare.command.is_none());
+        let named = parse("portico serve --listen 127.0.0.1:0 --shards 2").unwrap();
+        let Some(Command::Serve(serve)) = named.command else {
+            panic!("not serve");
+        };
+        assert_eq!(bare.serve.settings(), serve.settings());
+        assert_eq!(
+            serve.settings(),
+            [
+                ("server.listen", "listen", "127.0.0.1:0".to_owned()),
+                ("server.shards", "shards", "2".to_owned()),
+            ]
+        );
+        assert!(parse("portico").unwrap().serve.settings().is_empty());
+        // Flags before a command would be lost.
+        assert!(parse("portico --shards 2 serve").is_err());
+    }
+
+    #[test]
+    fn every_flag_of_serve_is_a_setting() {
+        let all = parse(
+            "portico --listen a --admin b --data c --backend d --shards e --cpus f --config g",
+        )
+        .unwrap();
+        let settings = all.serve.settings();
+        assert_eq!(settings.len(), 6);
+        for (key, flag, _) in settings {
+            assert_eq!(key, format!("server.{flag}"));
+            assert!(crate::config::KNOBS.iter().any(|knob| knob.key == key));
+        }
+        assert_eq!(all.serve.config, Some(PathBuf::from("g")));
+    }
+
+    #[test]
+    fn times_to_live_have_a_unit_and_a_range() {
+        for (text, seconds) in [("30s", 30), ("15m", 900), ("24h", 86_400), ("365d", TTL_S_MAX)] {
+            assert_eq!(ttl(text), Ok(Ttl(seconds)));
+        }
+        for bad in [
+            "", "s", "15", "0s", "-1m", "+1m", "1.5h", "366d", "1w", "15 m", "m15", "1ü",
+            "99999999999999999999d",
+        ] {
+            assert!(ttl(bad).is_err(), "{bad}");
+        }
+    }
+
+    #[test]
+    fn users_and_devices_have_a_range() {
+        assert!(parse("portico token --user 1 --device 65535").is_ok());
+        for bad in [
+            "portico token",
+            "portico token --user 0",
+            "portico token --user 18446744073709551615",
+            "portico token --user 1 --device 0",
+            "portico token --user 1 --device 65536",
+            "portico chat --as 1",
+            "portico config",
+            "portico config --print-default --check x",
+        ] {
+            assert!(parse(bad).is_err(), "{bad}");
+        }
+    }
+}

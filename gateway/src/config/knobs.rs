@@ -1,0 +1,193 @@
+//! The table of settings. What is not here cannot be set.
+
+use super::{
+    Settings,
+    value::{Bounds, Slot},
+};
+use portico_wire::limits::{FRAME_BYTES_CEILING, FRAME_BYTES_TO_CLIENT_MAX, RECEIVE_MAX_CEILING};
+
+/// One setting.
+pub(crate) struct Knob {
+    /// `section.name`, as in the file. A unit comes last in the name.
+    pub(crate) key: &'static str,
+    /// What it does and why its default is what it is.
+    pub(crate) about: &'static str,
+    pub(super) bounds: Bounds,
+    pub(super) slot: fn(&mut Settings) -> Slot<'_>,
+}
+
+impl std::fmt::Debug for Knob {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_tuple("Knob").field(&self.key).finish()
+    }
+}
+
+impl Knob {
+    pub(super) fn find(key: &str) -> Option<&'static Self> {
+        KNOBS.iter().find(|knob| knob.key == key)
+    }
+
+    pub(super) fn is_section(name: &str) -> bool {
+        KNOBS.iter().any(|knob| knob.section() == name)
+    }
+
+    pub(super) fn section(&self) -> &'static str {
+        self.key.split_once('.').map_or("", |(section, _)| section)
+    }
+
+    pub(super) fn name(&self) -> &'static str {
+        self.key.split_once('.').map_or(self.key, |(_, name)| name)
+    }
+
+    /// The environment variable: `PORTICO_` and the key in upper snake case, without `SERVER_`.
+    pub(crate) fn variable(&self) -> String {
+        let path = self.key.strip_prefix("server.").unwrap_or(self.key);
+        format!("PORTICO_{}", path.replace('.', "_").to_uppercase())
+    }
+}
+
+const NO_BOUNDS: Bounds = bounds(0, 0, "");
+const FRAME_TO_CLIENT: u64 = FRAME_BYTES_TO_CLIENT_MAX as u64;
+const GIB: u64 = 1 << 30;
+
+const fn bounds(min: u64, max: u64, unit: &'static str) -> Bounds {
+    Bounds { min, max, unit }
+}
+
+macro_rules! knobs {
+    ($($key:literal, $slot:ident($($field:ident).+), $bounds:expr, $about:literal;)+) => {
+        /// Every setting, in the order of the printed file.
+        pub(crate) static KNOBS: &[Knob] = &[
+            $(Knob {
+                key: $key,
+                about: $about,
+                bounds: $bounds,
+                slot: |settings| Slot::$slot(&mut settings.$($field).+),
+            },)+
+        ];
+    };
+}
+
+knobs! {
+    "server.listen", Address(server.listen), NO_BOUNDS,
+    "Where clients connect (binary protocol). Loopback by default: opening a port to others is a \
+     decision. Port 0 takes a free one.";
+    "server.admin", Address(server.admin), NO_BOUNDS,
+    "Where operators ask for /healthz, /readyz, /metrics and /version. It has no sign-in: keep it \
+     on loopback or in a network of your own.";
+    "server.data", Path(server.data), NO_BOUNDS,
+    "The data directory: keys, and the embedded store. One running gateway per directory.";
+    "server.backend", Backend(server.backend), NO_BOUNDS,
+    "Where messages are kept: embedded survives a power cut, memory forgets all when the process \
+     ends (for tests).";
+    "server.shards", Count(server.shards), bounds(1, 256, "shards"),
+    "Threads that serve connections. \"auto\" is one per CPU. More than CPUs is allowed and lets \
+     one machine hold more connections than its limit of open files.";
+    "server.cpus", Cpus(server.cpus), NO_BOUNDS,
+    "CPUs that shards are pinned to, in this order, from the start again when there are more \
+     shards. \"all\" is every CPU that the process may use.";
+    "server.node", Name(server.node), NO_BOUNDS,
+    "Name of this gateway in WELCOME and in logs, for support. Empty is the name of the host.";
+
+    "session.handshake_ms", U32(limits.handshake_ms), bounds(100, 600_000, "ms"),
+    "From accept to WELCOME. Connections that say nothing are closed with 4014 after it.";
+    "session.heartbeat_s", U16(session.heartbeat_s), bounds(1, 3_600, "s"),
+    "Interval between signs of life that is assumed until the first PING. A session is closed with \
+     4002 after twice its interval and 15 s.";
+    "session.heartbeat_min_s", U16(session.heartbeat_min_s), bounds(1, 3_600, "s"),
+    "Shortest interval that a PING may promise. Shorter ones cost CPU per idle connection.";
+    "session.heartbeat_max_s", U16(session.heartbeat_max_s), bounds(1, 3_600, "s"),
+    "Longest interval that a PING may promise. Longer ones find dead connections later.";
+
+    "auth.audience", Name(auth.audience), NO_BOUNDS,
+    "The aud claim that access tokens must carry if they carry one.";
+    "auth.clock_skew_s", U64(auth.clock_skew_s), bounds(0, 600, "s"),
+    "How far the clocks of token issuers may differ from this machine's.";
+    "auth.resume_ttl_s", U32(auth.resume_ttl_s), bounds(0, 604_800, "s"),
+    "How long after a login with an access token reconnects may do without one. 0 issues no resume \
+     tokens. A token that leaked is good for as long.";
+    "auth.keys", Paths(auth.keys), NO_BOUNDS,
+    "Ed25519 public keys (PEM files) whose tokens are accepted beside those of the key in the data \
+     directory. At most 7.";
+
+    "limits.connections_max", U32(shard.connections_max), bounds(0, 1 << 20, "connections"),
+    "Connections of one shard. 0 is as many as the limit of open files allows.";
+    "limits.unread_bytes_max", Usize(shard.unread_bytes_max), bounds(1 << 20, 64 * GIB, "bytes"),
+    "Incomplete frames that one shard holds together. A connection that would exceed it, and holds \
+     more than 8 KiB, is ended.";
+    "limits.frame_bytes_max", Usize(limits.frame_bytes_max),
+    bounds(FRAME_TO_CLIENT, FRAME_BYTES_CEILING as u64, "bytes"),
+    "Largest frame a client may send after WELCOME; longer ones close the connection with 4013.";
+    "limits.outbox_bytes_soft", Usize(limits.outbox_bytes_soft), bounds(4_096, GIB, "bytes"),
+    "Queued for one connection past this, the gateway stops pushing: messages wait in the store, \
+     ephemeral frames are dropped.";
+    "limits.outbox_bytes_max", Usize(limits.outbox_bytes_max), bounds(4_096, GIB, "bytes"),
+    "Queued for one connection past this, it is closed with 4003. Bounds the memory that a client \
+     which asks and never reads can take.";
+    "limits.stalled_ms", U32(limits.stalled_ms), bounds(100, 3_600_000, "ms"),
+    "A connection past outbox_bytes_soft that takes nothing for this long is closed with 4003.";
+    "limits.requests_max", U32(limits.requests_max), bounds(1, 65_536, "requests"),
+    "Requests of one connection that may be unanswered; more are refused with RATE_LIMITED.";
+    "limits.receive_max", U32(limits.receive_max), bounds(1, RECEIVE_MAX_CEILING as u64, "frames"),
+    "Messages a client may ask to leave unacknowledged.";
+    "limits.page_entries_max", U32(limits.page_entries_max), bounds(1, 4_096, "entries"),
+    "Entries of one read when a connection catches up from the store.";
+    "limits.page_bytes_max", U32(limits.page_bytes_max), bounds(1_024, 16 << 20, "bytes"),
+    "Bytes of one such read. At least one entry is read whatever its size.";
+    "limits.store_requests_soft", Usize(limits.store_requests_soft), bounds(1, 1 << 24, "requests"),
+    "Storage requests of one shard in flight past this, it stops reading from its clients.";
+    "limits.store_requests_max", Usize(limits.store_requests_max), bounds(1, 1 << 24, "requests"),
+    "Past this, messages are refused with OVERLOADED.";
+    "limits.store_bytes_soft", Usize(limits.store_bytes_soft), bounds(FRAME_TO_CLIENT, 64 * GIB, "bytes"),
+    "Like store_requests_soft, by the memory that the requests hold.";
+    "limits.store_bytes_max", Usize(limits.store_bytes_max), bounds(FRAME_TO_CLIENT, 64 * GIB, "bytes"),
+    "Like store_requests_max, by the memory that the requests hold.";
+    "limits.store_timeout_ms", U32(limits.store_timeout_ms), bounds(100, 600_000, "ms"),
+    "A storage request without an answer for this long is reported to the client as unknown; it \
+     tries again with RETRY.";
+    "limits.gate_messages_max", Usize(limits.gate_messages_max), bounds(1, 65_536, "messages"),
+    "Messages of one device and conversation that may wait while the store is searched for a first \
+     attempt; more are refused with RATE_LIMITED.";
+    "limits.flush_ms", U32(limits.flush_ms), bounds(1, 60_000, "ms"),
+    "How long cursors and watermarks wait to be written together. After a crash so much of them is \
+     told again; no message depends on it.";
+
+    "store.retention_days", U32(store.retention_days), bounds(1, 36_500, "days"),
+    "Messages are kept this long, then dropped by whole months. A device that was away longer is \
+     told that there is a gap.";
+
+    "store.commands_max", Usize(store.commands_max), bounds(16, 1 << 24, "commands"),
+    "Commands the store takes before it gives batches back; of reads and of writes each.";
+    "store.bytes_max", Usize(store.bytes_max), bounds(1 << 20, 64 * GIB, "bytes"),
+    "Like commands_max, by the memory that the commands hold.";
+    "store.readers", Usize(store.readers), bounds(1, 64, "threads"),
+    "Threads of the embedded store that serve reads: replays after reconnects.";
+    "store.cache_bytes", U64(store.cache_bytes), bounds(1 << 20, 1024 * GIB, "bytes"),
+    "Memory in which the embedded store keeps what was read last.";
+    "store.open_files_max", Usize(store.open_files_max), bounds(64, 65_536, "files"),
+    "Files that the embedded store keeps open. They count against the limit of open files.";
+
+    "ring.submissions", Power32(ring.submissions), bounds(64, 32_768, "entries"),
+    "Requests to the kernel that a shard can hand over in one call.";
+    "ring.completions", Power32(ring.completions), bounds(256, 65_536, "entries"),
+    "Answers of the kernel that can wait for a shard. Locked memory: 16 bytes each.";
+    "ring.buffers", Power16(ring.buffers), bounds(8, 32_768, "buffers"),
+    "Receive buffers of a shard, lent to connections only while bytes are read.";
+    "ring.buffer_bytes", U32(ring.buffer_bytes), bounds(512, 65_536, "bytes"),
+    "Size of one of them. Longer frames are put together from several.";
+
+    "drain.spread_ms", U32(drain.spread_ms), bounds(0, 3_600_000, "ms"),
+    "On SIGTERM each client waits a random part of this before it leaves. Connections divided by \
+     the logins per second that the other gateways can take.";
+    "drain.deadline_ms", U32(drain.deadline_ms), bounds(0, 3_600_000, "ms"),
+    "Who is still connected then is closed with 4001. Keep it, with flush_ms, below the time that \
+     the service manager waits before it kills.";
+    "drain.flush_ms", U32(drain.flush_ms), bounds(100, 600_000, "ms"),
+    "How long the store may take to finish and close after that.";
+
+    "log.level", Level(log.level), NO_BOUNDS,
+    "Least important level that is logged, on standard error. The variable RUST_LOG, with its usual \
+     filters, overrides it.";
+    "log.format", Format(log.format), NO_BOUNDS,
+    "text begins each line with the time, journal leaves that to the journal.";
+}

@@ -1,0 +1,522 @@
+//! What crosses threads: bounded queues between shards, and each shard's desk, where storage threads
+//! and the embedder leave things for it.
+//!
+//! # The parked flag
+//! A shard that is about to block says so, looks at its queues once more, and blocks only if they
+//! are empty ([`Parked::announce`]). Whoever put something into a queue looks at the flag
+//! afterwards, and the one that takes it down wakes the shard ([`Parked::claim`]). Each side
+//! writes before it reads, with a full fence between (Dekker): at least one of them sees the other,
+//! so no letter is left lying while its reader sleeps. The flag is the one atomic protocol of
+//! the gateway.
+//!
+//! # Invariants
+//! - A queue between two shards is bounded. What finds it full stays with the sender, in order, and
+//!   the sender stops reading from its clients until it is gone. No spin, no drop.
+//! - The desk's own queues are bounded by what is in flight: a storage answer takes the place of its
+//!   request.
+
+use super::ring::{Bell, Ring, RingError, RingHandle, Slot};
+use crossbeam::{
+    queue::{ArrayQueue, SegQueue},
+    utils::CachePadded,
+};
+use portico_backend::{Completion, Sink, messages::Messages};
+use portico_core::{Session, ShardId, ShardMessage};
+use std::{
+    collections::VecDeque,
+    sync::{
+        Arc, OnceLock,
+        atomic::{AtomicBool, Ordering, fence},
+    },
+};
+
+/// Letters that one shard may have waiting for another, at most and at least; with many shards
+/// the memory of all queues together is bounded by [`LETTERS_INTO_SHARD`].
+const LETTERS_PER_PAIR_MAX: usize = 4_096;
+const LETTERS_PER_PAIR_MIN: usize = 64;
+const LETTERS_INTO_SHARD: usize = 8_192;
+
+/// From one shard to another.
+#[derive(Debug)]
+pub(super) enum Letter {
+    Message(ShardMessage),
+    /// The socket sits in the receiver's table already.
+    Adopt(Box<Adoption>),
+    /// So does this one, but its session has ended meanwhile.
+    Discard(Slot),
+}
+
+const _: () = assert!(
+    size_of::<Letter>() <= 96,
+    "thousands of letters are allocated per pair of shards"
+);
+
+#[derive(Debug)]
+pub(super) struct Adoption {
+    pub(super) slot: Slot,
+    pub(super) session: Session,
+    pub(super) unread: Vec<u8>,
+}
+
+/// From the embedder to a shard.
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum Order {
+    /// Stop accepting, ask the clients to leave.
+    Drain { spread_ms: u32, deadline_ms: u32 },
+    /// End now, whatever is open.
+    Stop,
+}
+
+/// See the module's head.
+#[derive(Debug, Default)]
+struct Parked(AtomicBool);
+
+impl Parked {
+    /// The reader is about to block. Returns whether it may: `is_empty` looks at all it would be
+    /// woken for.
+    fn announce(&self, is_empty: impl FnOnce() -> bool) -> bool {
+        // Relaxed: the fence orders this store before the look at the queues. It pairs with the
+        // fence in `claim`.
+        self.0.store(true, Ordering::Relaxed);
+        fence(Ordering::SeqCst);
+        if is_empty() {
+            return true;
+        }
+        self.withdraw();
+        false
+    }
+
+    /// The reader runs again. A wake that is on its way does no harm.
+    fn withdraw(&self) {
+        // Relaxed: a writer that still sees the flag wakes in vain, nothing more.
+        self.0.store(false, Ordering::Relaxed);
+    }
+
+    /// A writer has put something in. True if it has to wake the reader.
+    fn claim(&self) -> bool {
+        // The push before must not sink below the look at the flag.
+        fence(Ordering::SeqCst);
+        // The plain load keeps the line shared while nobody sleeps. Relaxed: a swap that returns
+        // true leads to a system call, and the reader looks at its queues after that anyway.
+        self.0.load(Ordering::Relaxed) && self.0.swap(false, Ordering::Relaxed)
+    }
+}
+
+/// A shard as others see it.
+#[derive(Debug)]
+struct Desk {
+    parked: CachePadded<Parked>,
+    bell: Bell,
+    ring: OnceLock<RingHandle>,
+    stored: SegQueue<Vec<Completion<Messages>>>,
+    orders: SegQueue<Order>,
+    /// Has nothing more to do for anybody, after a drain.
+    drained: AtomicBool,
+}
+
+/// Shared by all shards of a gateway, and by those who send to them.
+#[derive(Debug)]
+pub(crate) struct Mesh {
+    shards: usize,
+    /// By receiver, then by sender.
+    queues: Vec<ArrayQueue<Letter>>,
+    desks: Vec<Desk>,
+}
+
+impl Mesh {
+    pub(crate) fn new(shards: usize) -> Result<Self, RingError> {
+        let per_pair = LETTERS_INTO_SHARD / shards.max(1);
+        Self::with_queues(
+            shards,
+            per_pair.clamp(LETTERS_PER_PAIR_MIN, LETTERS_PER_PAIR_MAX),
+        )
+    }
+
+    fn with_queues(shards: usize, letters_per_pair: usize) -> Result<Self, RingError> {
+        let queue = |pair: usize| {
+            // A shard sends nothing to itself.
+            let own = pair / shards == pair % shards;
+            ArrayQueue::new(if own { 1 } else { letters_per_pair })
+        };
+        let desk = |_| {
+            Ok(Desk {
+                parked: CachePadded::default(),
+                bell: Bell::new()?,
+                ring: OnceLock::new(),
+                stored: SegQueue::new(),
+                orders: SegQueue::new(),
+                drained: AtomicBool::new(false),
+            })
+        };
+        Ok(Self {
+            shards,
+            queues: (0..shards * shards).map(queue).collect(),
+            desks: (0..shards).map(desk).collect::<Result<_, RingError>>()?,
+        })
+    }
+
+    pub(crate) const fn shards(&self) -> usize {
+        self.shards
+    }
+
+    /// From any thread.
+    pub(crate) fn order(&self, shard: usize, order: Order) {
+        let desk = &self.desks[shard];
+        desk.orders.push(order);
+        if desk.parked.claim() {
+            desk.bell.ring();
+        }
+    }
+
+    /// Each shard says where its ring is, once, before any of them runs.
+    pub(super) fn set_ring(&self, shard: ShardId, handle: RingHandle) {
+        // A second call would be a fault of the start, and the first handle stays right.
+        let _ = self.desk(shard).ring.set(handle);
+    }
+
+    pub(super) fn ring(&self, shard: ShardId) -> Option<&RingHandle> {
+        self.desks.get(usize::from(shard.0))?.ring.get()
+    }
+
+    pub(super) fn bell(&self, shard: ShardId) -> &Bell {
+        &self.desk(shard).bell
+    }
+
+    /// True if the shard may block. What is put in from now on wakes it.
+    pub(super) fn announce_block(&self, shard: ShardId) -> bool {
+        let desk = self.desk(shard);
+        desk.parked.announce(|| {
+            desk.stored.is_empty() && desk.orders.is_empty() && !self.has_letters(shard)
+        })
+    }
+
+    pub(super) fn unblocked(&self, shard: ShardId) {
+        self.desk(shard).parked.withdraw();
+    }
+
+    pub(super) fn has_letters(&self, shard: ShardId) -> bool {
+        let first = usize::from(shard.0) * self.shards;
+        let queues = &self.queues[first..first + self.shards];
+        queues.iter().any(|queue| !queue.is_empty())
+    }
+
+    pub(super) fn take_letter(&self, from: ShardId, to: ShardId) -> Option<Letter> {
+        self.queue(from, to).pop()
+    }
+
+    pub(super) fn take_stored(&self, shard: ShardId) -> Option<Vec<Completion<Messages>>> {
+        self.desk(shard).stored.pop()
+    }
+
+    pub(super) fn take_order(&self, shard: ShardId) -> Option<Order> {
+        self.desk(shard).orders.pop()
+    }
+
+    pub(super) fn set_drained(&self, shard: ShardId, drained: bool) {
+        // Release, and Acquire at the reader: whoever sees the flag also sees the letters that
+        // were sent before it was set.
+        self.desk(shard).drained.store(drained, Ordering::Release);
+    }
+
+    pub(super) fn all_drained(&self) -> bool {
+        let drained = |desk: &Desk| desk.drained.load(Ordering::Acquire);
+        self.desks.iter().all(drained)
+    }
+
+    fn desk(&self, shard: ShardId) -> &Desk {
+        &self.desks[usize::from(shard.0)]
+    }
+
+    fn queue(&self, from: ShardId, to: ShardId) -> &ArrayQueue<Letter> {
+        &self.queues[usize::from(to.0) * self.shards + usize::from(from.0)]
+    }
+}
+
+/// Where a shard's storage answers arrive, from the threads of an adapter.
+#[derive(Debug)]
+pub(super) struct StoreDesk {
+    pub(super) mesh: Arc<Mesh>,
+    pub(super) shard: ShardId,
+}
+
+impl Sink<Messages> for StoreDesk {
+    fn complete(&self, batch: Vec<Completion<Messages>>) {
+        let desk = self.mesh.desk(self.shard);
+        desk.stored.push(batch);
+        if desk.parked.claim() {
+            desk.bell.ring();
+        }
+    }
+}
+
+/// A shard's letters on their way out.
+#[derive(Debug)]
+pub(super) struct Outbox {
+    mesh: Arc<Mesh>,
+    shard: ShardId,
+    /// By receiver: what found the queue full.
+    waiting: Vec<VecDeque<Letter>>,
+    waiting_count: usize,
+    /// Receivers with something new in this turn.
+    told: Vec<bool>,
+}
+
+impl Outbox {
+    pub(super) fn new(mesh: Arc<Mesh>, shard: ShardId) -> Self {
+        let shards = mesh.shards();
+        Self {
+            mesh,
+            shard,
+            waiting: (0..shards).map(|_| VecDeque::new()).collect(),
+            waiting_count: 0,
+            told: vec![false; shards],
+        }
+    }
+
+    /// True if the letter found room at once.
+    pub(super) fn post(&mut self, to: ShardId, letter: Letter) -> bool {
+        let waiting = &mut self.waiting[usize::from(to.0)];
+        let refused = if waiting.is_empty() {
+            self.mesh.queue(self.shard, to).push(letter).err()
+        } else {
+            Some(letter)
+        };
+        self.told[usize::from(to.0)] = true;
+        match refused {
+            None => true,
+            Some(letter) => {
+                waiting.push_back(letter);
+                self.waiting_count += 1;
+                false
+            }
+        }
+    }
+
+    /// Tries again what waits, then wakes each receiver that sleeps, once. Returns the wakes.
+    pub(super) fn flush(&mut self, ring: &mut Ring) -> u64 {
+        let mut wakes = 0;
+        for to in 0..self.told.len() {
+            let shard = ShardId(to as u16);
+            while let Some(letter) = self.waiting[to].pop_front() {
+                if let Err(letter) = self.mesh.queue(self.shard, shard).push(letter) {
+                    self.waiting[to].push_front(letter);
+                    break;
+                }
+                self.waiting_count -= 1;
+                self.told[to] = true;
+            }
+            let told = std::mem::take(&mut self.told[to]);
+            if told && self.mesh.desk(shard).parked.claim() {
+                if let Some(handle) = self.mesh.ring(shard) {
+                    ring.wake(handle);
+                }
+                wakes += 1;
+            }
+        }
+        wakes
+    }
+
+    /// Letters that wait for room.
+    pub(super) const fn waiting(&self) -> usize {
+        self.waiting_count
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::driver::ring::{Completion as RingCompletion, RingSizes};
+    use portico_backend::messages::Reply;
+    use std::{
+        sync::{Barrier, mpsc},
+        thread,
+        time::Duration,
+    };
+
+    const LETTERS: u32 = 1_000_000;
+    const QUEUE: usize = 64;
+
+    /// A shard that does nothing but read and write letters, and blocks without a timeout: a wake
+    /// that is lost leaves it blocked for ever.
+    struct Reader {
+        id: ShardId,
+        mesh: Arc<Mesh>,
+        ring: Ring,
+        outbox: Outbox,
+    }
+
+    impl Reader {
+        fn new(id: u16, mesh: &Arc<Mesh>) -> Self {
+            let sizes = RingSizes {
+                submissions: 8,
+                completions: 64,
+                buffers: 2,
+                buffer_bytes: 64,
+            };
+            let (id, mut ring) = (ShardId(id), Ring::new(&sizes, 1).unwrap());
+            mesh.set_ring(id, ring.handle().unwrap());
+            ring.watch(mesh.bell(id));
+            Self {
+                id,
+                ring,
+                outbox: Outbox::new(mesh.clone(), id),
+                mesh: mesh.clone(),
+            }
+        }
+
+        /// As the driver does it.
+        fn block(&mut self) {
+            self.outbox.flush(&mut self.ring);
+            if self.outbox.waiting() == 0 && self.mesh.announce_block(self.id) {
+                self.ring.submit_and_wait().unwrap();
+            } else {
+                self.ring.submit_and_reap().unwrap();
+            }
+            self.mesh.unblocked(self.id);
+            while let Some(completion) = self.ring.next_completion() {
+                assert!(
+                    matches!(
+                        completion,
+                        RingCompletion::Woken { bell_ended: false } | RingCompletion::Nothing
+                    ),
+                    "{completion:?}"
+                );
+            }
+        }
+
+        fn take(&mut self, from: u16) -> Option<u32> {
+            match self.mesh.take_letter(ShardId(from), self.id)? {
+                Letter::Discard(Slot(number)) => Some(number),
+                other => panic!("{other:?}"),
+            }
+        }
+    }
+
+    /// Runs in a thread and must come to its end.
+    fn in_time(name: &str, run: impl FnOnce() + Send + 'static) {
+        let (done, ended) = mpsc::channel();
+        let thread = thread::Builder::new().name(name.to_owned());
+        let running = thread.spawn(move || {
+            run();
+            let _ = done.send(());
+        });
+        let ended = ended.recv_timeout(Duration::from_secs(120));
+        assert_ne!(ended, Err(mpsc::RecvTimeoutError::Timeout), "a wake was lost");
+        running.unwrap().join().unwrap();
+    }
+
+    #[test]
+    fn no_letter_is_lost_or_overtaken_and_no_wake_either() {
+        let mesh = Arc::new(Mesh::with_queues(2, QUEUE).unwrap());
+        let made = Arc::new(Barrier::new(2));
+        let (echo_mesh, echo_made) = (mesh.clone(), made.clone());
+        let echo = thread::spawn(move || {
+            let mut echo = Reader::new(1, &echo_mesh);
+            echo_made.wait();
+            let mut next = 0;
+            while next < LETTERS {
+                echo.block();
+                while let Some(number) = echo.take(0) {
+                    assert_eq!(number, next, "in order");
+                    next += 1;
+                    echo.outbox.post(ShardId(0), Letter::Discard(Slot(number)));
+                }
+            }
+            // What is left of the last burst.
+            while echo.outbox.waiting() > 0 {
+                echo.block();
+            }
+            echo.outbox.flush(&mut echo.ring);
+            echo.ring.submit_and_reap().unwrap();
+        });
+        in_time("mesh-stress", move || {
+            let mut sender = Reader::new(0, &mesh);
+            made.wait();
+            let (mut sent, mut back, mut random) = (0, 0, 1_u32);
+            while back < LETTERS {
+                // Bursts from one letter to several times what the queue holds, and each one is
+                // waited for: both sides block thousands of times.
+                random = random.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
+                let burst = (1 + (random >> 24)).min(LETTERS - sent);
+                for _ in 0..burst {
+                    sender.outbox.post(ShardId(1), Letter::Discard(Slot(sent)));
+                    sent += 1;
+                }
+                while back < sent {
+                    sender.block();
+                    while let Some(number) = sender.take(1) {
+                        assert_eq!(number, back, "in order");
+                        back += 1;
+                    }
+                }
+            }
+            echo.join().unwrap();
+        });
+    }
+
+    #[test]
+    fn storage_threads_wake_a_shard_that_blocks() {
+        const BATCHES: u64 = 50_000;
+        let mesh = Arc::new(Mesh::with_queues(1, QUEUE).unwrap());
+        let (request_tx, requests) = mpsc::sync_channel::<u64>(64);
+        let desk = StoreDesk {
+            mesh: mesh.clone(),
+            shard: ShardId(0),
+        };
+        let store = thread::spawn(move || {
+            for token in requests {
+                desk.complete(vec![Completion {
+                    token,
+                    result: Ok(Reply::Done),
+                }]);
+            }
+        });
+        in_time("desk-stress", move || {
+            let mut shard = Reader::new(0, &mesh);
+            let (mut asked, mut answered) = (0, 0);
+            while answered < BATCHES {
+                while asked < BATCHES && asked < answered + 1 + asked % 5 {
+                    request_tx.send(asked).unwrap();
+                    asked += 1;
+                }
+                shard.block();
+                while let Some(batch) = mesh.take_stored(ShardId(0)) {
+                    for completion in batch {
+                        assert_eq!(completion.token, answered);
+                        answered += 1;
+                    }
+                }
+            }
+            drop(request_tx);
+            store.join().unwrap();
+        });
+    }
+
+    #[test]
+    fn a_full_queue_keeps_letters_with_their_sender() {
+        let mesh = Arc::new(Mesh::with_queues(2, 4).unwrap());
+        let mut sender = Reader::new(0, &mesh);
+        let mut receiver = Reader::new(1, &mesh);
+        let fits: Vec<bool> = (0..7)
+            .map(|number| sender.outbox.post(ShardId(1), Letter::Discard(Slot(number))))
+            .collect();
+        assert_eq!(fits, [true, true, true, true, false, false, false]);
+        assert_eq!(sender.outbox.waiting(), 3);
+        assert_eq!(receiver.take(0), Some(0));
+        assert!(
+            !sender.outbox.post(ShardId(1), Letter::Discard(Slot(7))),
+            "room is for those who wait"
+        );
+        sender.outbox.flush(&mut sender.ring);
+        assert_eq!(sender.outbox.waiting(), 3);
+        let mut next = 1;
+        while next < 8 {
+            while let Some(number) = receiver.take(0) {
+                assert_eq!(number, next);
+                next += 1;
+            }
+            sender.outbox.flush(&mut sender.ring);
+        }
+        assert_eq!(sender.outbox.waiting(), 0);
+    }
+}

@@ -1,0 +1,180 @@
+//! `portico serve`: from checked settings to a gateway that accepts, and back to nothing.
+//!
+//! # Invariants
+//! - Standard output gets one line, when clients are accepted; what is for people goes to standard
+//!   error before it.
+//! - Whatever cannot work is found before the first client is accepted, and is one sentence.
+//! - On the first SIGTERM or SIGINT clients are asked to leave and the store is closed; a second
+//!   signal ends the process at once, which loses nothing that was acknowledged.
+
+mod greeting;
+mod store;
+
+use crate::{
+    Failure,
+    admin::{self, Readiness, StoreView, Subject},
+    config::Config,
+    probe::{self, Machine},
+    telemetry,
+};
+use portico_gateway::{Gateway, GatewayOptions, JwtAuthenticator, Meter, Metric, backend::Health};
+use signal_hook::{
+    consts::{SIGINT, SIGTERM},
+    flag,
+    iterator::Signals,
+};
+use std::{
+    fs,
+    io::{self, Write as _},
+    sync::{
+        Arc, OnceLock,
+        atomic::{AtomicBool, Ordering},
+    },
+    time::{Duration, Instant},
+};
+use store::Store;
+
+const DAY: Duration = Duration::from_secs(86_400);
+/// Longest node name: it goes into every WELCOME.
+const NODE_BYTES_MAX: usize = 64;
+
+pub(crate) fn serve(config: &Config) -> Result<(), Failure> {
+    let filters = std::env::var("RUST_LOG").ok();
+    telemetry::start_logging(config.log.level, config.log.format, filters.as_deref());
+    let machine = probe::look(config)?;
+    if let Some(fewer) = &machine.fewer {
+        tracing::warn!("{fewer}");
+    }
+    let stage = Arc::new(Stage::default());
+    let admin = admin::start(config.server.admin, stage.clone()).map_err(|error| {
+        Failure::Runtime(match error.kind() {
+            io::ErrorKind::AddrInUse => format!("admin address in use: {}", config.server.admin),
+            _ => format!("cannot bind the admin port {}: {error}", config.server.admin),
+        })
+    })?;
+    let authenticator =
+        JwtAuthenticator::open(&config.server.data, &config.auth).map_err(Failure::runtime)?;
+    let store = Store::open(config)?;
+    let mut signals = catch_signals().map_err(Failure::runtime)?;
+    let options = options(config, &machine);
+    let mut gateway = Gateway::start(options, store.messages(), Arc::new(authenticator))
+        .map_err(Failure::runtime)?;
+    let listen = gateway.local_addr();
+    stage.open(Scene {
+        meter: gateway.meter(),
+        store: store.clone(),
+    });
+    greeting::print(config, &machine, listen, admin);
+    announce(&format!("ready listen={listen} admin={admin}\n"));
+
+    let signal = signals.forever().next();
+    tracing::info!(signal, "draining");
+    stage.draining.store(true, Ordering::Relaxed);
+    let start = Instant::now();
+    let millis = |time: u32| Duration::from_millis(u64::from(time));
+    let deadline = millis(config.drain.deadline_ms);
+    let flush = millis(config.drain.flush_ms);
+    gateway.drain(millis(config.drain.spread_ms), deadline);
+    gateway.stop(deadline + flush).map_err(Failure::runtime)?;
+    store.close(Instant::now() + flush)?;
+    tracing::info!(seconds = start.elapsed().as_secs_f64(), "drained and closed");
+    Ok(())
+}
+
+/// A second signal, or a third, ends the process with code 1 from within its handler. The first
+/// only arms that, and is told to whoever reads the iterator.
+fn catch_signals() -> io::Result<Signals> {
+    let armed = Arc::new(AtomicBool::new(false));
+    for signal in [SIGTERM, SIGINT] {
+        // In this order: the handler that looks runs before the one that arms.
+        flag::register_conditional_shutdown(signal, 1, armed.clone())?;
+        flag::register(signal, armed.clone())?;
+    }
+    Signals::new([SIGTERM, SIGINT])
+}
+
+fn options(config: &Config, machine: &Machine) -> GatewayOptions {
+    GatewayOptions {
+        listen: config.server.listen,
+        shards: usize::from(machine.shards),
+        cpus: machine.cpus.iter().map(|cpu| usize::from(*cpu)).collect(),
+        node: node(&config.server.node),
+        limits: config.limits.clone(),
+        heartbeat_s: config.session.heartbeat_s,
+        heartbeat_min_s: config.session.heartbeat_min_s,
+        heartbeat_max_s: config.session.heartbeat_max_s,
+        retention: DAY * config.store.retention_days,
+        slots_per_shard: config.shard.connections_max,
+        ring: config.ring.clone(),
+        unread_bytes_max: config.shard.unread_bytes_max,
+    }
+}
+
+/// The configured name, or that of the host.
+fn node(configured: &str) -> String {
+    if !configured.is_empty() {
+        return configured.to_owned();
+    }
+    let host = fs::read_to_string("/proc/sys/kernel/hostname").unwrap_or_default();
+    host.trim().chars().filter(char::is_ascii_graphic).take(NODE_BYTES_MAX).collect()
+}
+
+/// For whoever started this. If nobody reads it, clients are served all the same.
+fn announce(line: &str) {
+    let mut out = io::stdout().lock();
+    let _ = out.write_all(line.as_bytes()).and_then(|()| out.flush());
+}
+
+/// What the admin port sees, from before there is a gateway until after.
+#[derive(Debug, Default)]
+struct Stage {
+    scene: OnceLock<Scene>,
+    draining: AtomicBool,
+}
+
+#[derive(Debug)]
+struct Scene {
+    meter: Meter,
+    store: Store,
+}
+
+impl Stage {
+    fn open(&self, scene: Scene) {
+        // Called once; a second scene would be dropped.
+        let _ = self.scene.set(scene);
+    }
+}
+
+impl Subject for Stage {
+    fn shards(&self) -> Vec<Vec<Metric>> {
+        self.scene
+            .get()
+            .map(|scene| scene.meter.read().shards)
+            .unwrap_or_default()
+    }
+
+    fn store(&self) -> Option<StoreView> {
+        let scene = self.scene.get()?;
+        let snapshot = scene.meter.read();
+        Some(StoreView {
+            name: scene.store.name(),
+            health: snapshot.health,
+            stats: snapshot.store,
+            rows_damaged: scene.store.rows_damaged(),
+        })
+    }
+
+    fn readiness(&self) -> Readiness {
+        let Some(scene) = self.scene.get() else {
+            return Readiness::no("starting");
+        };
+        if self.draining.load(Ordering::Relaxed) {
+            return Readiness::no("draining");
+        }
+        match scene.meter.health() {
+            Health::Up => Readiness::yes(None),
+            Health::Degraded(why) => Readiness::yes(Some(format!("store: {why}"))),
+            Health::Down(why) => Readiness::no(&format!("store: {why}")),
+        }
+    }
+}

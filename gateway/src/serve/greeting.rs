@@ -1,0 +1,144 @@
+//! What a person sees who has started a gateway: what there is, and what to type next.
+
+use crate::{
+    admin::VERSION,
+    config::{BackendKind, Config, Settings},
+    probe::{self, Machine},
+};
+use std::{
+    fmt::Write as _,
+    io::{self, Write as _},
+    net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr},
+};
+
+const MIB: u64 = 1 << 20;
+
+pub(super) fn print(config: &Config, machine: &Machine, listen: SocketAddr, admin: SocketAddr) {
+    let program = std::env::args().next().unwrap_or_else(|| "portico".to_owned());
+    let text = text(config, machine, listen, admin, &program);
+    let _ = io::stderr().write_all(text.as_bytes());
+}
+
+fn text(
+    config: &Settings,
+    machine: &Machine,
+    listen: SocketAddr,
+    admin: SocketAddr,
+    program: &str,
+) -> String {
+    let data = config.server.data.display();
+    let kept = match config.server.backend {
+        BackendKind::Embedded => "embedded store, each message synced to disk",
+        BackendKind::Memory => "keys only: the memory backend forgets messages at the end",
+    };
+    let mut target = String::new();
+    let defaults = Settings::default().server;
+    if listen != defaults.listen {
+        let _ = write!(target, " --target {}", reachable(listen));
+    }
+    if config.server.data != defaults.data {
+        let _ = write!(target, " --data {data}");
+    }
+    format!(
+        "Portico {VERSION} serves\n\
+         \n  clients  {listen}\
+         \n  admin    http://{admin}/ with healthz, readyz, metrics, version\
+         \n  shards   {} on CPUs {}\
+         \n  kernel   Linux {}, io_uring with everything that is needed\
+         \n  data     {data} ({kept})\
+         \n  memory   at most {} MiB in queues, and {} KiB for each client that is behind\
+         \n\
+         \nTo chat, in two terminals:\
+         \n  {program} chat --as 1 --to 2{target}\
+         \n  {program} chat --as 2 --to 1{target}\
+         \nTo measure:\
+         \n  cargo run --release -p portico-loadgen -- smoke{target}\
+         \n\n",
+        machine.shards,
+        probe::list(&machine.cpus),
+        machine.features.kernel,
+        queue_bytes_max(config, machine.shards).div_ceil(MIB),
+        config.limits.outbox_bytes_max.div_ceil(1 << 10),
+    )
+}
+
+/// What all queues that are not a client's own can hold together.
+fn queue_bytes_max(config: &Settings, shards: u16) -> u64 {
+    let bytes = |count: usize| u64::try_from(count).unwrap_or(u64::MAX);
+    let buffers = u64::from(config.ring.buffers) * u64::from(config.ring.buffer_bytes);
+    let shard = bytes(config.limits.store_bytes_max)
+        .saturating_add(bytes(config.shard.unread_bytes_max))
+        .saturating_add(buffers);
+    // The store counts reads and writes apart.
+    let store = match config.server.backend {
+        BackendKind::Embedded => config.store.cache_bytes,
+        BackendKind::Memory => 0,
+    }
+    .saturating_add(bytes(config.store.bytes_max).saturating_mul(2));
+    shard.saturating_mul(u64::from(shards)).saturating_add(store)
+}
+
+/// An address that a client on this machine can connect to.
+fn reachable(listen: SocketAddr) -> SocketAddr {
+    let ip = match listen.ip() {
+        IpAddr::V4(ip) if ip.is_unspecified() => IpAddr::V4(Ipv4Addr::LOCALHOST),
+        IpAddr::V6(ip) if ip.is_unspecified() => IpAddr::V6(Ipv6Addr::LOCALHOST),
+        ip => ip,
+    };
+    SocketAddr::new(ip, listen.port())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use portico_gateway::Features;
+
+    fn greet(change: impl FnOnce(&mut Settings), listen: &str) -> String {
+        let mut settings = Settings::default();
+        change(&mut settings);
+        let machine = Machine {
+            features: Features {
+                kernel: "6.12.0".to_owned(),
+                recommended: true,
+            },
+            cpus: vec![0, 1, 2, 5],
+            shards: 4,
+            locked_bytes: 0,
+            locked_bytes_max: None,
+            open_files_max: 0,
+            fewer: None,
+        };
+        let admin = SocketAddr::from(([127, 0, 0, 1], 7480));
+        text(&settings, &machine, listen.parse().unwrap(), admin, "./portico")
+    }
+
+    #[test]
+    fn the_defaults_need_no_flags() {
+        let text = greet(|_| {}, "127.0.0.1:7400");
+        for line in [
+            "  clients  127.0.0.1:7400",
+            "  shards   4 on CPUs 0-2,5",
+            "  ./portico chat --as 1 --to 2",
+            "  cargo run --release -p portico-loadgen -- smoke",
+            "  data     ./portico-data (embedded store, each message synced to disk)",
+        ] {
+            assert!(text.lines().any(|found| found == line), "{line}\n{text}");
+        }
+    }
+
+    #[test]
+    fn other_addresses_and_directories_are_part_of_what_to_type() {
+        let change = |settings: &mut Settings| settings.server.data = "/srv/portico".into();
+        let text = greet(change, "0.0.0.0:9000");
+        let flags = "--target 127.0.0.1:9000 --data /srv/portico\n";
+        assert_eq!(text.matches(flags).count(), 3, "{text}");
+    }
+
+    #[test]
+    fn memory_counts_every_queue() {
+        let settings = Settings::default();
+        let shard = (32 << 20) + (64 << 20) + 1_024 * 2_048;
+        let store = (64 << 20) + 2 * (64 << 20);
+        assert_eq!(queue_bytes_max(&settings, 3), 3 * shard + store);
+    }
+}

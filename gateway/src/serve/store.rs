@@ -1,0 +1,81 @@
+//! The store of the program: the embedded one, or memory.
+
+use crate::{
+    Failure,
+    config::{BackendKind, Config},
+};
+use portico_gateway::backend::{Backend, Limits, embedded, memory, messages::Messages};
+use std::{fmt, sync::Arc, time::Instant};
+
+/// Name of the embedded store's folder in the data directory.
+const FOLDER: &str = "store";
+
+/// An open store. Clones are the same one.
+#[derive(Clone)]
+pub(super) struct Store(Arc<Inner>);
+
+enum Inner {
+    Embedded(embedded::Embedded),
+    Memory(Arc<dyn Backend<Messages>>),
+}
+
+impl Store {
+    pub(super) fn open(config: &Config) -> Result<Self, Failure> {
+        let settings = &config.store;
+        let limits = Limits {
+            commands_max: settings.commands_max,
+            bytes_max: settings.bytes_max,
+            ..Limits::default()
+        };
+        let inner = match config.server.backend {
+            BackendKind::Embedded => {
+                let options = embedded::Options {
+                    readers: settings.readers,
+                    cache_bytes: settings.cache_bytes,
+                    open_files_max: settings.open_files_max,
+                    limits,
+                    ..embedded::Options::new(config.server.data.join(FOLDER))
+                };
+                Inner::Embedded(embedded::open(options).map_err(Failure::runtime)?)
+            }
+            BackendKind::Memory => {
+                let messages = memory::Store::new().messages(limits);
+                Inner::Memory(messages.map_err(Failure::runtime)?)
+            }
+        };
+        Ok(Self(Arc::new(inner)))
+    }
+
+    pub(super) fn messages(&self) -> Arc<dyn Backend<Messages>> {
+        match &*self.0 {
+            Inner::Embedded(store) => store.messages.clone(),
+            Inner::Memory(messages) => messages.clone(),
+        }
+    }
+
+    pub(super) fn name(&self) -> &'static str {
+        self.messages().caps().name
+    }
+
+    pub(super) fn rows_damaged(&self) -> u64 {
+        match &*self.0 {
+            Inner::Embedded(store) => store.rows_damaged(),
+            Inner::Memory(_) => 0,
+        }
+    }
+
+    /// Closes what the gateway did not: it only knows the messages.
+    pub(super) fn close(&self, deadline: Instant) -> Result<(), Failure> {
+        match &*self.0 {
+            Inner::Embedded(store) => store.close(deadline),
+            Inner::Memory(messages) => messages.close(deadline),
+        }
+        .map_err(|error| Failure::Runtime(format!("the store did not close in order: {error}")))
+    }
+}
+
+impl fmt::Debug for Store {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_tuple("Store").field(&self.name()).finish()
+    }
+}

@@ -1,0 +1,290 @@
+//! The core's words for the store, and the adapter's: one exhaustive match each way.
+//!
+//! The two vocabularies are alike and stay apart on purpose: the adapter trait is public and must
+//! stand still while the core moves.
+
+use portico_backend::{
+    Error, Kind,
+    messages::{Cmd, Entry, EntryMeta, InboxRef, Item, Mark, Reply, Watermark},
+};
+use portico_core::store::{self, StoreCmd, StoreError, StoreReply};
+use portico_wire::ids::{ConvId, ConvSeq, UserId};
+
+/// A command for the adapter.
+#[must_use]
+pub(crate) fn command(cmd: StoreCmd) -> Cmd {
+    match cmd {
+        StoreCmd::Append { entry, to } => Cmd::Append {
+            entry: entry_out(entry),
+            refs: vec![reference(to)],
+            fan_out: false,
+        },
+        StoreCmd::AddRefs { refs } => Cmd::AddRefs {
+            refs: refs.into_iter().map(reference).collect(),
+        },
+        StoreCmd::Find {
+            conv,
+            since,
+            sender,
+            device,
+            msg_id,
+        } => Cmd::Find {
+            conv,
+            since,
+            sender,
+            device,
+            msg_id,
+        },
+        StoreCmd::Replay {
+            user,
+            after,
+            limit,
+            bytes_max,
+        } => Cmd::Replay {
+            user,
+            after,
+            limit,
+            max_bytes: bytes_max,
+        },
+        StoreCmd::Cursors { user } => Cmd::Cursors { user },
+        StoreCmd::SetCursors { cursors } => Cmd::SetCursors { cursors },
+        StoreCmd::SetMarks { marks } => Cmd::SetWatermarks {
+            marks: marks.into_iter().flat_map(marks_out).collect(),
+        },
+        StoreCmd::Marks { conv } => Cmd::Watermarks { conv },
+    }
+}
+
+/// What the adapter answered, in the core's words. An answer to a question the core never asks is
+/// a fault of the adapter.
+///
+/// # Errors
+/// What the adapter failed with.
+pub(crate) fn answer(result: Result<Reply, Error>) -> Result<StoreReply, StoreError> {
+    match result {
+        Ok(Reply::Done) => Ok(StoreReply::Done),
+        Ok(Reply::Found(place)) => Ok(StoreReply::Found(place)),
+        Ok(Reply::Page { items, more }) => Ok(StoreReply::Page {
+            items: items.into_iter().map(item_in).collect(),
+            more,
+        }),
+        Ok(Reply::Cursors(cursors)) => Ok(StoreReply::Cursors(cursors)),
+        Ok(Reply::Watermarks(marks)) => {
+            Ok(StoreReply::Marks(marks.into_iter().map(marks_in).collect()))
+        }
+        Ok(Reply::FanOuts(_) | Reply::Entries { .. } | Reply::Ceiling(_)) => {
+            Err(StoreError::Invalid)
+        }
+        Err(error) => Err(failure(&error)),
+    }
+}
+
+/// Why a command failed, in the core's words.
+#[must_use]
+pub(crate) fn failure(error: &Error) -> StoreError {
+    match error.kind {
+        Kind::Overloaded => StoreError::Overloaded {
+            retry_after_ms: error.retry_after.map_or(0, |after| {
+                u32::try_from(after.as_millis()).unwrap_or(u32::MAX)
+            }),
+        },
+        Kind::Unavailable => StoreError::Unavailable,
+        Kind::Unknown => StoreError::Unknown,
+        // The core expects no version of anything, so a conflict cannot be its own.
+        Kind::Conflict | Kind::Invalid => StoreError::Invalid,
+        Kind::Fatal => StoreError::Fatal,
+    }
+}
+
+fn entry_out(entry: store::Entry) -> Entry {
+    Entry {
+        conv: entry.conv,
+        conv_seq: entry.conv_seq,
+        sender: entry.sender,
+        device: entry.device,
+        msg_id: entry.msg_id,
+        meta: EntryMeta {
+            op: entry.op,
+            kind: entry.kind,
+            flags: entry.flags,
+            ttl_s: entry.ttl_s,
+        },
+        body: entry.body,
+    }
+}
+
+const fn reference(to: store::InboxRef) -> InboxRef {
+    InboxRef {
+        user: to.user,
+        seq: to.seq,
+        conv: to.conv,
+        conv_seq: to.conv_seq,
+    }
+}
+
+/// The adapter's mark has one time; two marks that were reached at different times are two rows.
+fn marks_out((conv, user, marks): (ConvId, UserId, store::Marks)) -> impl Iterator<Item = Mark> {
+    let mark = |delivered, read, at_s| Mark {
+        conv,
+        user,
+        delivered,
+        read,
+        at_s,
+    };
+    let none = ConvSeq(0);
+    let (first, second) = if marks.delivered_at_s == marks.read_at_s {
+        let both = mark(marks.delivered, marks.read, marks.read_at_s);
+        (Some(both), None)
+    } else {
+        let delivered = mark(marks.delivered, none, marks.delivered_at_s);
+        let read = mark(none, marks.read, marks.read_at_s);
+        (
+            (marks.delivered != none).then_some(delivered),
+            (marks.read != none).then_some(read),
+        )
+    };
+    first.into_iter().chain(second)
+}
+
+fn item_in(item: Item) -> store::Item {
+    let entry = item.entry;
+    store::Item {
+        seq: item.seq,
+        entry: store::Entry {
+            conv: entry.conv,
+            conv_seq: entry.conv_seq,
+            sender: entry.sender,
+            device: entry.device,
+            msg_id: entry.msg_id,
+            op: entry.meta.op,
+            kind: entry.meta.kind,
+            flags: entry.meta.flags,
+            ttl_s: entry.meta.ttl_s,
+            body: entry.body,
+        },
+    }
+}
+
+const fn marks_in(mark: Watermark) -> (UserId, store::Marks) {
+    let marks = store::Marks {
+        delivered: mark.delivered,
+        delivered_at_s: mark.delivered_at_s,
+        read: mark.read,
+        read_at_s: mark.read_at_s,
+    };
+    (mark.user, marks)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use bytes::Bytes;
+    use portico_wire::ids::{DeviceId, GroupId, MsgId, Seq};
+    use std::time::Duration;
+
+    fn entry() -> store::Entry {
+        store::Entry {
+            conv: ConvId::direct(UserId(3), UserId(2)),
+            conv_seq: ConvSeq(11),
+            sender: UserId(3),
+            device: DeviceId(4),
+            msg_id: MsgId(5),
+            op: 34,
+            kind: 7,
+            flags: 64,
+            ttl_s: 9,
+            body: Bytes::from_static(b"sealed"),
+        }
+    }
+
+    #[test]
+    fn an_entry_comes_back_as_it_went() {
+        let to = store::InboxRef {
+            user: UserId(2),
+            seq: Seq(12),
+            conv: entry().conv,
+            conv_seq: ConvSeq(11),
+        };
+        let cmd = command(StoreCmd::Append { entry: entry(), to });
+        let Cmd::Append {
+            entry: stored,
+            refs,
+            fan_out: false,
+        } = cmd
+        else {
+            panic!("{cmd:?}");
+        };
+        assert_eq!(refs, [reference(to)]);
+        let reply = Reply::Page {
+            items: vec![Item {
+                seq: Seq(12),
+                entry: stored,
+            }],
+            more: true,
+        };
+        let back = store::Item {
+            seq: Seq(12),
+            entry: entry(),
+        };
+        let page = StoreReply::Page {
+            items: vec![back],
+            more: true,
+        };
+        assert_eq!(answer(Ok(reply)), Ok(page));
+    }
+
+    #[test]
+    fn marks_keep_both_times() {
+        let conv = ConvId::Group(GroupId(1));
+        let check = |marks: store::Marks, rows: usize| {
+            let cmd = command(StoreCmd::SetMarks {
+                marks: vec![(conv, UserId(2), marks)],
+            });
+            let Cmd::SetWatermarks { marks: sent } = cmd else {
+                panic!("{cmd:?}");
+            };
+            assert_eq!(sent.len(), rows);
+            let mut stored = Watermark::none(UserId(2));
+            sent.iter().for_each(|mark| stored.merge(mark));
+            let reply = answer(Ok(Reply::Watermarks(vec![stored])));
+            assert_eq!(reply, Ok(StoreReply::Marks(vec![(UserId(2), marks)])));
+        };
+        let both = store::Marks {
+            delivered: ConvSeq(8),
+            delivered_at_s: 100,
+            read: ConvSeq(5),
+            read_at_s: 200,
+        };
+        check(both, 2);
+        check(
+            store::Marks {
+                read_at_s: 100,
+                ..both
+            },
+            1,
+        );
+        check(
+            store::Marks {
+                read: ConvSeq(0),
+                read_at_s: 0,
+                ..both
+            },
+            1,
+        );
+    }
+
+    #[test]
+    fn failures_say_what_the_core_may_conclude() {
+        let check = |kind, expected| {
+            assert_eq!(answer(Err(Error::new(kind, "no"))), Err(expected));
+        };
+        check(Kind::Unavailable, StoreError::Unavailable);
+        check(Kind::Unknown, StoreError::Unknown);
+        check(Kind::Conflict, StoreError::Invalid);
+        check(Kind::Invalid, StoreError::Invalid);
+        check(Kind::Fatal, StoreError::Fatal);
+        let later = Error::overloaded(Duration::from_millis(70), "full");
+        assert_eq!(failure(&later), StoreError::Overloaded { retry_after_ms: 70 });
+        assert_eq!(answer(Ok(Reply::Ceiling(Seq(1)))), Err(StoreError::Invalid));
+    }
+}

@@ -1,0 +1,562 @@
+//! One thread with a slice of the users: it connects them, keeps the schedule, hands every event
+//! to its verifier and waits for what is still on its way.
+//!
+//! # Invariants
+//! - A worker shares nothing with others but [`Control`] and its [`Gauges`]; it verifies alone.
+//! - It looks at its schedule at least once per turn of the driver, and a turn is bounded.
+
+use crate::{
+    plan::{Flows, Plan},
+    process::thread_cpu_us,
+    random::mix,
+    schedule::Schedule,
+    verifier::{Findings, Verifier, histogram, msg_id},
+};
+use anyhow::Context;
+use hdrhistogram::Histogram;
+use portico_client::{
+    Event, Now, SendOptions, Session, SessionConfig, SessionState,
+    many::{Clock, ConnIndex, Many, ManyConfig, ManyEvent},
+    mint::SigningKey,
+};
+use portico_wire::{
+    CloseCode,
+    encode::Encoder,
+    ids::{DeviceId, UserId},
+    message::Envelope,
+};
+use rustix::thread::{CpuSet, sched_setaffinity, set_current_timer_slack};
+use std::{
+    collections::BTreeMap,
+    io,
+    net::{IpAddr, SocketAddr},
+    num::NonZeroU64,
+    sync::{
+        Mutex, PoisonError,
+        atomic::{AtomicBool, AtomicU8, AtomicU64, Ordering},
+    },
+    time::Duration,
+};
+
+/// Messages that are due go out in bites of this many, so that reading is never far away.
+const SENDS_PER_TURN_MAX: usize = 64;
+/// Messages of one user that may be unanswered. More than the gateway takes at once, and few
+/// enough that a gateway in trouble does not fill this process.
+const OUTBOX_MAX: usize = 512;
+/// How long the driver may wait when nothing is scheduled: the stage is looked at in between.
+const IDLE_TURN_US: u64 = 20_000;
+/// The gateway pushes delivered marks once a second; after this they are asked for.
+const RECEIPTS_PATIENCE_US: u64 = 2_500_000;
+/// Between two looks at whether everything has arrived.
+const SETTLED_CHECK_US: u64 = 10_000;
+
+/// Where a run stands. Only ever goes forward.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+#[repr(u8)]
+pub(crate) enum Stage {
+    Connecting,
+    Sending,
+    /// Every worker is done: close.
+    Finishing,
+}
+
+/// What the coordinating thread tells the workers, and what makes one of them stop the run.
+#[derive(Debug)]
+pub(crate) struct Control {
+    stage: AtomicU8,
+    start_us: AtomicU64,
+    obstacle: Mutex<Option<String>>,
+}
+
+impl Control {
+    pub(crate) const fn new() -> Self {
+        Self {
+            stage: AtomicU8::new(Stage::Connecting as u8),
+            start_us: AtomicU64::new(0),
+            obstacle: Mutex::new(None),
+        }
+    }
+
+    /// The first message is due at `start_us`.
+    pub(crate) fn start(&self, start_us: u64) {
+        self.start_us.store(start_us, Ordering::Relaxed);
+        // Release: whoever sees the stage sees the start.
+        self.stage.store(Stage::Sending as u8, Ordering::Release);
+    }
+
+    pub(crate) fn finish(&self) {
+        self.stage.store(Stage::Finishing as u8, Ordering::Release);
+    }
+
+    fn reached(&self, stage: Stage) -> bool {
+        self.stage.load(Ordering::Acquire) >= stage as u8
+    }
+
+    /// Why no connection of this run can work; the first reason stays.
+    fn obstruct(&self, reason: String) {
+        let mut obstacle = self.obstacle.lock().unwrap_or_else(PoisonError::into_inner);
+        obstacle.get_or_insert(reason);
+    }
+
+    pub(crate) fn obstacle(&self) -> Option<String> {
+        let obstacle = self.obstacle.lock().unwrap_or_else(PoisonError::into_inner);
+        obstacle.clone()
+    }
+}
+
+/// A worker's numbers while it runs, for progress lines. The report does not come from here.
+#[derive(Debug, Default)]
+pub(crate) struct Gauges {
+    pub up: AtomicU64,
+    pub sent: AtomicU64,
+    pub accepted: AtomicU64,
+    pub delivered: AtomicU64,
+    /// Everything has arrived, or the time for it is over.
+    pub done: AtomicBool,
+}
+
+/// A worker's share of the run.
+#[derive(Debug)]
+pub(crate) struct Assignment<'a> {
+    pub plan: &'a Plan,
+    pub run: u64,
+    pub seed: u64,
+    pub clock: Clock,
+    pub target: SocketAddr,
+    pub sources: Vec<IpAddr>,
+    pub key: &'a SigningKey,
+    pub device: DeviceId,
+    pub first_user: u64,
+    pub users: u32,
+    /// Of all workers' users, those before this slice: spreads the schedules of the workers.
+    pub users_before: u32,
+    pub cpu: Option<usize>,
+}
+
+impl Assignment<'_> {
+    fn rate_per_s(&self) -> f64 {
+        self.plan.rate_per_s * f64::from(self.users) / f64::from(self.plan.connections)
+    }
+}
+
+/// What happened to connections.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Transport {
+    pub reconnects: u64,
+    pub connect_failures: u64,
+    /// Of those: this machine had no port or no file descriptor left.
+    pub exhausted: u64,
+    pub protocol_faults: u64,
+    /// Text of one of the faults.
+    pub fault: Option<String>,
+    /// Ends of connections by close code.
+    pub closes: BTreeMap<u16, u64>,
+}
+
+impl Transport {
+    pub(crate) fn add(&mut self, other: Self) {
+        self.reconnects += other.reconnects;
+        self.connect_failures += other.connect_failures;
+        self.exhausted += other.exhausted;
+        self.protocol_faults += other.protocol_faults;
+        self.fault = self.fault.take().or(other.fault);
+        for (code, count) in other.closes {
+            *self.closes.entry(code).or_default() += count;
+        }
+    }
+}
+
+/// What a worker found.
+#[derive(Debug)]
+pub(crate) struct Outcome {
+    pub findings: Findings,
+    pub transport: Transport,
+    /// How late messages were handed to the driver.
+    pub slip_us: Histogram<u64>,
+    /// Due, but the outbox of their sender was full of unanswered ones.
+    pub not_queued: u64,
+    /// Due, but the verifier's memory was full.
+    pub withheld: u64,
+    /// CPU time of this thread while messages were sent.
+    pub sending_cpu_us: u64,
+    pub last_arrival_us: u64,
+}
+
+pub(crate) fn run(
+    assignment: &Assignment<'_>,
+    control: &Control,
+    gauges: &Gauges,
+) -> anyhow::Result<Outcome> {
+    prepare_thread(assignment.cpu)?;
+    let mut worker = Worker::new(assignment, control, gauges)?;
+    while !control.reached(Stage::Sending) {
+        worker.turn(IDLE_TURN_US)?;
+    }
+    if !control.reached(Stage::Finishing) {
+        worker.send_all()?;
+        worker.drain()?;
+    }
+    gauges.done.store(true, Ordering::Relaxed);
+    while !control.reached(Stage::Finishing) {
+        worker.turn(IDLE_TURN_US)?;
+    }
+    Ok(worker.finish())
+}
+
+fn prepare_thread(cpu: Option<usize>) -> anyhow::Result<()> {
+    if let Some(cpu) = cpu {
+        let mut set = CpuSet::new();
+        set.set(cpu);
+        sched_setaffinity(None, &set)
+            .with_context(|| format!("cannot run on processor {cpu} (see --cpus)"))?;
+    }
+    // The kernel may delay a sleeper by 50 us to wake several at once; a schedule cannot have that.
+    // Where it is refused the slip shows it.
+    let _ = set_current_timer_slack(NonZeroU64::new(1));
+    Ok(())
+}
+
+struct Worker<'a> {
+    assignment: &'a Assignment<'a>,
+    control: &'a Control,
+    gauges: &'a Gauges,
+    many: Many,
+    watch: Watch<'a>,
+    encoder: Encoder,
+    body: Vec<u8>,
+    slip_us: Histogram<u64>,
+    not_queued: u64,
+    withheld: u64,
+    sending_cpu_us: u64,
+}
+
+impl<'a> Worker<'a> {
+    fn new(
+        assignment: &'a Assignment<'a>,
+        control: &'a Control,
+        gauges: &'a Gauges,
+    ) -> anyhow::Result<Self> {
+        let users = assignment.users;
+        let flows = Flows::new(
+            assignment.first_user,
+            users,
+            assignment.plan.partners,
+            assignment.seed,
+        );
+        let mut config = ManyConfig::new(assignment.target, assignment.clock);
+        config.connections = users as usize;
+        config.sources.clone_from(&assignment.sources);
+        let mut many = Many::new(config).context("cannot set up epoll")?;
+        let unix_s = assignment.clock.now().wall_us / 1_000_000;
+        let valid_for_s =
+            (assignment.plan.duration + assignment.plan.drain + TOKEN_RESERVE).as_secs();
+        for index in 0..users {
+            let user = flows.user(index);
+            let token = assignment
+                .key
+                .token(user, assignment.device, 0, valid_for_s, unix_s);
+            let config = SessionConfig {
+                client: "portico-loadgen".to_owned(),
+                outbox_max: OUTBOX_MAX,
+                dedupe_max: DEDUPE_MAX,
+                ..SessionConfig::new(user, assignment.device, token)
+            };
+            let seed = mix(assignment.run ^ user.0);
+            many.add(Session::new(config, SessionState::default(), seed));
+        }
+        Ok(Self {
+            assignment,
+            control,
+            gauges,
+            many,
+            watch: Watch {
+                control,
+                verifier: Verifier::new(assignment.run, flows),
+                transport: Transport::default(),
+                presence: vec![Presence::Never; users as usize],
+                up: 0,
+                last_arrival_us: 0,
+            },
+            encoder: Encoder::new(),
+            body: Vec::with_capacity(assignment.plan.body_bytes),
+            slip_us: histogram(),
+            not_queued: 0,
+            withheld: 0,
+            sending_cpu_us: 0,
+        })
+    }
+
+    fn turn(&mut self, wait_us: u64) -> io::Result<()> {
+        let watch = &mut self.watch;
+        self.many.turn(wait_us, &mut |now, conn, event| {
+            watch.event(now, conn, &event)
+        })?;
+        let counts = watch.verifier.counts();
+        self.gauges.up.store(watch.up, Ordering::Relaxed);
+        self.gauges.sent.store(counts.sent, Ordering::Relaxed);
+        self.gauges
+            .accepted
+            .store(counts.accepted, Ordering::Relaxed);
+        self.gauges
+            .delivered
+            .store(counts.delivered, Ordering::Relaxed);
+        Ok(())
+    }
+
+    /// The measured part: every message at its time, or as soon after it as this thread can.
+    fn send_all(&mut self) -> io::Result<()> {
+        let plan = self.assignment.plan;
+        let start_us = self.control.start_us.load(Ordering::Relaxed);
+        let stagger_us = f64::from(self.assignment.users_before) * 1e6
+            / (plan.rate_per_s * f64::from(plan.connections));
+        let mut schedule = Schedule::new(
+            start_us + stagger_us as u64,
+            self.assignment.rate_per_s(),
+            plan.duration.as_micros() as u64,
+        );
+        while self.many.now().mono_us < start_us {
+            self.turn(start_us.saturating_sub(self.many.now().mono_us))?;
+        }
+        let cpu_us = thread_cpu_us();
+        loop {
+            let now_us = self.many.now().mono_us;
+            for _ in 0..SENDS_PER_TURN_MAX {
+                let Some((number, due_us)) = schedule.pop_due(now_us) else {
+                    break;
+                };
+                self.slip_us.saturating_record((now_us - due_us).max(1));
+                self.send(number, due_us);
+            }
+            let Some(next_us) = schedule.next_us() else {
+                break;
+            };
+            self.turn(
+                next_us
+                    .saturating_sub(self.many.now().mono_us)
+                    .min(IDLE_TURN_US),
+            )?;
+        }
+        self.sending_cpu_us = thread_cpu_us().saturating_sub(cpu_us);
+        Ok(())
+    }
+
+    fn send(&mut self, number: u64, due_us: u64) {
+        let verifier = &mut self.watch.verifier;
+        let flow = verifier.flows().of_message(number);
+        let conn = ConnIndex(verifier.flows().sender(flow));
+        let Some(payload) = verifier.next_message(flow, due_us) else {
+            self.withheld += 1;
+            return;
+        };
+        payload.encode(self.assignment.plan.body_bytes, &mut self.body);
+        let envelope = self.encoder.envelope(&Envelope {
+            body: &self.body,
+            ..Envelope::default()
+        });
+        let server_us = self.many.session(conn).server_clock_us(self.many.now());
+        let options = SendOptions {
+            msg_id: Some(msg_id(server_us / 1_000, flow, payload.counter)),
+            ..SendOptions::default()
+        };
+        match self.many.send(conn, payload.recipient, envelope, options) {
+            Ok(_) => verifier.sent(&payload),
+            // The plan's sizes and users are valid, so the outbox is full.
+            Err(_) => self.not_queued += 1,
+        }
+    }
+
+    /// Waits until everything has arrived and every delivered mark is there, or for the plan's
+    /// patience.
+    fn drain(&mut self) -> io::Result<()> {
+        let begun_us = self.many.now().mono_us;
+        let patience_us = self.assignment.plan.drain.as_micros() as u64;
+        let mut ask_us = begun_us + RECEIPTS_PATIENCE_US;
+        let mut check_us = begun_us;
+        loop {
+            let now_us = self.many.now().mono_us;
+            if now_us >= check_us {
+                check_us = now_us + SETTLED_CHECK_US;
+                let settled = self.watch.verifier.is_settled();
+                if settled && self.watch.verifier.receipts_behind().next().is_none() {
+                    return Ok(());
+                }
+                if settled && now_us >= ask_us {
+                    ask_us = now_us + RECEIPTS_PATIENCE_US;
+                    self.ask_for_receipts();
+                }
+            }
+            if now_us >= begun_us + patience_us {
+                return Ok(());
+            }
+            self.turn(SETTLED_CHECK_US)?;
+        }
+    }
+
+    /// A push of a delivered mark may be lost by design; the mark itself may not.
+    fn ask_for_receipts(&mut self) {
+        let mut behind: BTreeMap<u32, Vec<UserId>> = BTreeMap::new();
+        for (sender, recipient) in self.watch.verifier.receipts_behind() {
+            behind.entry(sender).or_default().push(recipient);
+        }
+        for (sender, peers) in behind {
+            self.many.with(ConnIndex(sender), |session, now| {
+                session.receipts(now, &peers);
+            });
+        }
+    }
+
+    fn finish(mut self) -> Outcome {
+        self.many.close_all(&mut |_, _, _| {});
+        Outcome {
+            findings: self.watch.verifier.finish(),
+            transport: self.watch.transport,
+            slip_us: self.slip_us,
+            not_queued: self.not_queued,
+            withheld: self.withheld,
+            sending_cpu_us: self.sending_cpu_us,
+            last_arrival_us: self.watch.last_arrival_us,
+        }
+    }
+}
+
+/// How much longer than the run a token is valid: reconnecting must not fail because of it.
+const TOKEN_RESERVE: Duration = Duration::from_secs(3_600);
+/// Messages whose ids a client remembers. A gateway repeats what it sent last, so few suffice.
+const DEDUPE_MAX: usize = 64;
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Presence {
+    Never,
+    Up,
+    Down,
+}
+
+/// Where events end.
+struct Watch<'a> {
+    control: &'a Control,
+    verifier: Verifier,
+    transport: Transport,
+    presence: Vec<Presence>,
+    up: u64,
+    last_arrival_us: u64,
+}
+
+impl Watch<'_> {
+    fn event(&mut self, now: Now, conn: ConnIndex, event: &ManyEvent<'_>) {
+        match event {
+            ManyEvent::Session(event) => self.session_event(now, conn.0, event),
+            ManyEvent::ConnectFailed(error) => {
+                self.transport.connect_failures += 1;
+                self.transport.exhausted += u64::from(is_exhaustion(error));
+            }
+        }
+    }
+
+    fn session_event(&mut self, now: Now, conn: u32, event: &Event<'_>) {
+        match *event {
+            Event::Message {
+                conv_seq,
+                from,
+                envelope,
+                ..
+            } => {
+                self.last_arrival_us = now.mono_us;
+                // Nothing is ever revoked here, so a tombstone has lost its body on the way.
+                let body = envelope.map_or(&[][..], |envelope| envelope.body);
+                self.verifier
+                    .arrived(conn, from, conv_seq, body, now.mono_us);
+            }
+            Event::Sent {
+                msg_id,
+                conv_seq,
+                duplicate,
+            } => self
+                .verifier
+                .accepted(msg_id, conv_seq, duplicate, now.mono_us),
+            Event::Refused {
+                msg_id,
+                code,
+                will_retry,
+                ..
+            } => self.verifier.refused(msg_id, code, will_retry),
+            Event::Receipt {
+                peer,
+                read: false,
+                up_to,
+                ..
+            } => self.verifier.receipt(conn, peer, up_to),
+            Event::Undecodable { .. } => self.verifier.undecodable(),
+            Event::Duplicate { .. } => self.verifier.repeated(),
+            Event::Synced { .. } => self.came_up(conn),
+            Event::Closed {
+                code,
+                by_peer,
+                reconnect_after_ms,
+                detail,
+            } => {
+                if self.went_down(conn) || by_peer {
+                    *self.transport.closes.entry(code.0).or_default() += 1;
+                }
+                if reconnect_after_ms.is_none() {
+                    self.control.obstruct(turned_away(code, detail));
+                }
+            }
+            Event::ProtocolFault(fault) => {
+                self.transport.protocol_faults += 1;
+                self.transport
+                    .fault
+                    .get_or_insert_with(|| fault.to_string());
+            }
+            Event::Welcome { .. }
+            | Event::Gap { .. }
+            | Event::Receipt { .. }
+            | Event::ReadElsewhere { .. }
+            | Event::Draining { .. } => {}
+        }
+    }
+
+    fn came_up(&mut self, conn: u32) {
+        if let Some(presence) = self.presence.get_mut(conn as usize) {
+            match std::mem::replace(presence, Presence::Up) {
+                Presence::Never => self.up += 1,
+                Presence::Down => {
+                    self.up += 1;
+                    self.transport.reconnects += 1;
+                }
+                Presence::Up => {}
+            }
+        }
+    }
+
+    /// True if there was something to go down.
+    fn went_down(&mut self, conn: u32) -> bool {
+        match self.presence.get_mut(conn as usize) {
+            Some(presence @ Presence::Up) => {
+                *presence = Presence::Down;
+                self.up -= 1;
+                true
+            }
+            _ => false,
+        }
+    }
+}
+
+fn turned_away(code: CloseCode, detail: &str) -> String {
+    let hint = match code {
+        CloseCode::AUTH_FAILED => "; is --data its data directory, or --key-file its key?",
+        _ => "",
+    };
+    format!("the gateway turned a user away: {code} {detail}{hint}")
+}
+
+/// This machine ran out of something: the gateway is not to blame.
+fn is_exhaustion(error: &io::Error) -> bool {
+    use rustix::io::Errno;
+    let exhausted = [Errno::MFILE, Errno::NFILE, Errno::NOBUFS, Errno::NOMEM];
+    matches!(
+        error.kind(),
+        io::ErrorKind::AddrNotAvailable | io::ErrorKind::AddrInUse
+    ) || exhausted
+        .iter()
+        .any(|errno| error.raw_os_error() == Some(errno.raw_os_error()))
+}
