@@ -373,18 +373,13 @@ impl Many {
         Ok(())
     }
 
-    /// Says CLOSE on every connection and drops the sockets.
-    pub fn close_all(&mut self, on_event: &mut OnEvent<'_>) {
+    /// Says CLOSE on every connection and drops the sockets. What a peer does not take at once is
+    /// not waited for.
+    pub fn close_all(&mut self) {
         for index in 0..self.slots.len() as u32 {
-            if self.slots[index as usize].socket.is_some() {
-                self.with(ConnIndex(index), Session::close);
-            }
-        }
-        self.flush(on_event);
-        for index in 0..self.slots.len() as u32 {
-            self.drop_socket(index);
-            self.slots[index as usize].state = State::Stopped;
-            self.wheel.clear(index);
+            self.with(ConnIndex(index), Session::close);
+            self.write(index);
+            self.end(index, self.now(), Reconnect::Never);
         }
         self.queue.clear();
     }

@@ -19,7 +19,7 @@ mod keys;
 mod resume;
 mod statics;
 
-pub use keys::{AUTH_KEY_FILE, KeyError, RESUME_KEY_FILE, VerifyingKey, create_data_dir};
+pub use keys::{AUTH_KEY_FILE, KeyError, RESUME_KEY_FILE, VerifyingKey};
 pub use resume::ResumeKey;
 pub use statics::StaticAuthenticator;
 
@@ -33,11 +33,7 @@ use std::path::{Path, PathBuf};
 /// costs (an Ed25519 check is some 50 us) delays the other connections of that shard.
 pub trait Authenticator: Send + Sync + 'static {
     /// `now_unix_s` is the gateway's clock; implementations read none of their own.
-    fn authenticate(
-        &self,
-        credentials: &Credentials,
-        now_unix_s: u64,
-    ) -> Result<Grant, AuthError>;
+    fn authenticate(&self, credentials: &Credentials, now_unix_s: u64) -> Result<Grant, AuthError>;
 }
 
 /// Someone who proved to be this.
@@ -89,7 +85,7 @@ impl JwtAuthenticator {
     /// # Errors
     /// A key file that cannot be read, is readable by other users, or holds no Ed25519 key.
     pub fn open(data: &Path, options: &JwtOptions) -> Result<Self, KeyError> {
-        create_data_dir(data)?;
+        keys::create_data_dir(data)?;
         let mut verifying = vec![keys::open_signing_key(data)?];
         for path in &options.keys {
             verifying.push(VerifyingKey::read(path)?);
@@ -143,11 +139,7 @@ impl JwtAuthenticator {
 }
 
 impl Authenticator for JwtAuthenticator {
-    fn authenticate(
-        &self,
-        credentials: &Credentials,
-        now_unix_s: u64,
-    ) -> Result<Grant, AuthError> {
+    fn authenticate(&self, credentials: &Credentials, now_unix_s: u64) -> Result<Grant, AuthError> {
         if let Some(grant) = self.resumed(credentials, now_unix_s) {
             return Ok(grant);
         }

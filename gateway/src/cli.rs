@@ -217,11 +217,27 @@ mod tests {
 
     #[test]
     fn times_to_live_have_a_unit_and_a_range() {
-        for (text, seconds) in [("30s", 30), ("15m", 900), ("24h", 86_400), ("365d", TTL_S_MAX)] {
+        for (text, seconds) in [
+            ("30s", 30),
+            ("15m", 900),
+            ("24h", 86_400),
+            ("365d", TTL_S_MAX),
+        ] {
             assert_eq!(ttl(text), Ok(Ttl(seconds)));
         }
         for bad in [
-            "", "s", "15", "0s", "-1m", "+1m", "1.5h", "366d", "1w", "15 m", "m15", "1ü",
+            "",
+            "s",
+            "15",
+            "0s",
+            "-1m",
+            "+1m",
+            "1.5h",
+            "366d",
+            "1w",
+            "15 m",
+            "m15",
+            "1ü",
             "99999999999999999999d",
         ] {
             assert!(ttl(bad).is_err(), "{bad}");

@@ -17,7 +17,7 @@ mod store_map;
 
 pub use auth::{
     AUTH_KEY_FILE, Authenticator, JwtAuthenticator, JwtOptions, KeyError, RESUME_KEY_FILE,
-    ResumeKey, StaticAuthenticator, VerifyingKey, create_data_dir,
+    ResumeKey, StaticAuthenticator, VerifyingKey,
 };
 pub use driver::{
     Features, Metric, MetricKind, ProbeError, RingSizes, memlock_needed, probe_kernel,

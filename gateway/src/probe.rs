@@ -258,7 +258,12 @@ mod tests {
         assert_eq!(plan(Some(5), 2, 100, Some(500)).unwrap().shards, 5);
         assert_eq!(plan(Some(5), 2, 100, None).unwrap().shards, 5);
         let message = plan(Some(6), 2, 100, Some(500)).err().unwrap().to_string();
-        for part in ["6 shards need 600 bytes", "allows 500", "at most 5 shards", "LimitMEMLOCK="] {
+        for part in [
+            "6 shards need 600 bytes",
+            "allows 500",
+            "at most 5 shards",
+            "LimitMEMLOCK=",
+        ] {
             assert!(message.contains(part), "{message}");
         }
     }
@@ -269,8 +274,17 @@ mod tests {
         assert!(plan(None, 16, 100, Some(1_600)).unwrap().fewer.is_none());
         let plan = |allowed| plan(None, 16, 100, Some(allowed));
         assert_eq!(plan(1_599).unwrap().shards, 15);
-        assert!(plan(799).unwrap().fewer.unwrap().starts_with("7 shards for 16 CPUs"));
-        assert!(matches!(plan(99), Err(Refusal::LockedMemory { fit: 0, .. })));
+        assert!(
+            plan(799)
+                .unwrap()
+                .fewer
+                .unwrap()
+                .starts_with("7 shards for 16 CPUs")
+        );
+        assert!(matches!(
+            plan(99),
+            Err(Refusal::LockedMemory { fit: 0, .. })
+        ));
     }
 
     #[test]
@@ -278,7 +292,10 @@ mod tests {
         assert_eq!(cpus(&[], &[0, 2]).unwrap(), [0, 2]);
         assert_eq!(cpus(&[2, 0], &[0, 2]).unwrap(), [2, 0]);
         let message = cpus(&[1], &[0, 2, 3, 4]).unwrap_err().to_string();
-        assert_eq!(message, "server.cpus names CPU 1: this process may use 0,2-4");
+        assert_eq!(
+            message,
+            "server.cpus names CPU 1: this process may use 0,2-4"
+        );
     }
 
     #[test]

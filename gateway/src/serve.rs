@@ -43,13 +43,16 @@ pub(crate) fn serve(config: &Config) -> Result<(), Failure> {
     telemetry::start_logging(config.log.level, config.log.format, filters.as_deref());
     let machine = probe::look(config)?;
     if let Some(fewer) = &machine.fewer {
-        tracing::warn!("{fewer}");
+        tracing::warn!(%fewer, "fewer shards than CPUs");
     }
     let stage = Arc::new(Stage::default());
     let admin = admin::start(config.server.admin, stage.clone()).map_err(|error| {
         Failure::Runtime(match error.kind() {
             io::ErrorKind::AddrInUse => format!("admin address in use: {}", config.server.admin),
-            _ => format!("cannot bind the admin port {}: {error}", config.server.admin),
+            _ => format!(
+                "cannot bind the admin port {}: {error}",
+                config.server.admin
+            ),
         })
     })?;
     let authenticator =
@@ -77,7 +80,10 @@ pub(crate) fn serve(config: &Config) -> Result<(), Failure> {
     gateway.drain(millis(config.drain.spread_ms), deadline);
     gateway.stop(deadline + flush).map_err(Failure::runtime)?;
     store.close(Instant::now() + flush)?;
-    tracing::info!(seconds = start.elapsed().as_secs_f64(), "drained and closed");
+    tracing::info!(
+        seconds = start.elapsed().as_secs_f64(),
+        "drained and closed"
+    );
     Ok(())
 }
 
@@ -116,7 +122,11 @@ fn node(configured: &str) -> String {
         return configured.to_owned();
     }
     let host = fs::read_to_string("/proc/sys/kernel/hostname").unwrap_or_default();
-    host.trim().chars().filter(char::is_ascii_graphic).take(NODE_BYTES_MAX).collect()
+    host.trim()
+        .chars()
+        .filter(char::is_ascii_graphic)
+        .take(NODE_BYTES_MAX)
+        .collect()
 }
 
 /// For whoever started this. If nobody reads it, clients are served all the same.

@@ -23,7 +23,11 @@ pub(crate) fn start_logging(level: LogLevel, format: LogFormat, rust_log: Option
         },
     };
     let color = std::io::stderr().is_terminal() && std::env::var_os("NO_COLOR").is_none();
-    let lines = fmt::layer().with_writer(std::io::stderr).with_ansi(color);
+    // A line that cannot be written is lost: complaining about it would go to the same place.
+    let lines = fmt::layer()
+        .with_writer(std::io::stderr)
+        .log_internal_errors(false)
+        .with_ansi(color);
     let registry = tracing_subscriber::registry().with(filter);
     // Fails if a logger is there already, which then serves as well.
     let _ = match format {

@@ -121,7 +121,11 @@ impl Drop for Serving {
 fn http(address: SocketAddr, path: &str) -> (u16, String) {
     let mut stream = TcpStream::connect(address).unwrap();
     stream.set_read_timeout(Some(PATIENCE)).unwrap();
-    write!(stream, "GET {path} HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n").unwrap();
+    write!(
+        stream,
+        "GET {path} HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n"
+    )
+    .unwrap();
     let mut answer = String::new();
     stream.read_to_string(&mut answer).unwrap();
     let (head, body) = answer.split_once("\r\n\r\n").unwrap();
@@ -134,7 +138,9 @@ fn help_and_version_are_answers_and_bad_use_has_a_code() {
     let folder = tempfile::tempdir().unwrap();
     let help = run(folder.path(), &["--help"]);
     assert_eq!(help.status.code(), Some(0));
-    for word in ["serve", "token", "chat", "config", "probe", "metrics", "--listen"] {
+    for word in [
+        "serve", "token", "chat", "config", "probe", "metrics", "--listen",
+    ] {
         assert!(text(&help.stdout).contains(word), "{word}");
     }
     let version = run(folder.path(), &["version"]);
@@ -220,9 +226,18 @@ fn metrics_and_probe_say_what_they_know() {
 #[test]
 fn tokens_need_a_key_that_nobody_else_reads() {
     let folder = tempfile::tempdir().unwrap();
-    let ask = ["token", "--data", "data", "--user", "7", "--device", "1", "--ttl", "15m"];
-    refused(&run(folder.path(), &ask), 1, &["data/auth-key.pem", "portico serve"]);
-    Serving::start(folder.path(), &["--data", "data", "--backend", "memory", "--shards", "1"]);
+    let ask = [
+        "token", "--data", "data", "--user", "7", "--device", "1", "--ttl", "15m",
+    ];
+    refused(
+        &run(folder.path(), &ask),
+        1,
+        &["data/auth-key.pem", "portico serve"],
+    );
+    Serving::start(
+        folder.path(),
+        &["--data", "data", "--backend", "memory", "--shards", "1"],
+    );
     let printed = run(folder.path(), &ask);
     assert_eq!(printed.status.code(), Some(0), "{}", text(&printed.stderr));
     let token = text(&printed.stdout);
@@ -283,17 +298,38 @@ fn what_another_process_holds_is_named() {
     let admin = first.admin.to_string();
     let second = |arguments: &[&str]| run(folder.path(), arguments);
     refused(
-        &second(&["--data", "data", "--listen", "127.0.0.1:0", "--admin", "127.0.0.1:0"]),
+        &second(&[
+            "--data",
+            "data",
+            "--listen",
+            "127.0.0.1:0",
+            "--admin",
+            "127.0.0.1:0",
+        ]),
         1,
         &["in use by another process", "data"],
     );
     refused(
-        &second(&["--data", "other", "--listen", &listen, "--admin", "127.0.0.1:0"]),
+        &second(&[
+            "--data",
+            "other",
+            "--listen",
+            &listen,
+            "--admin",
+            "127.0.0.1:0",
+        ]),
         1,
         &["in use", &listen],
     );
     refused(
-        &second(&["--data", "other", "--listen", "127.0.0.1:0", "--admin", &admin]),
+        &second(&[
+            "--data",
+            "other",
+            "--listen",
+            "127.0.0.1:0",
+            "--admin",
+            &admin,
+        ]),
         1,
         &["in use", &admin],
     );
@@ -303,11 +339,21 @@ fn what_another_process_holds_is_named() {
 fn a_data_directory_that_cannot_be_one_is_refused() {
     let folder = tempfile::tempdir().unwrap();
     fs::write(folder.path().join("file"), "").unwrap();
-    let free = ["--listen", "127.0.0.1:0", "--admin", "127.0.0.1:0", "--data"];
+    let free = [
+        "--listen",
+        "127.0.0.1:0",
+        "--admin",
+        "127.0.0.1:0",
+        "--data",
+    ];
     for data in ["file", "file/below"] {
         let mut arguments = free.to_vec();
         arguments.push(data);
-        refused(&run(folder.path(), &arguments), 1, &["data directory", data]);
+        refused(
+            &run(folder.path(), &arguments),
+            1,
+            &["data directory", data],
+        );
     }
 }
 
@@ -316,7 +362,10 @@ fn a_second_signal_ends_at_once() {
     let folder = tempfile::tempdir().unwrap();
     let config = "[drain]\nspread_ms = 50000\ndeadline_ms = 50000\n";
     fs::write(folder.path().join("slow.toml"), config).unwrap();
-    let serving = Serving::start(folder.path(), &["--backend", "memory", "--config", "slow.toml"]);
+    let serving = Serving::start(
+        folder.path(),
+        &["--backend", "memory", "--config", "slow.toml"],
+    );
     // A login that stays would hold up the drain; the handshake deadline is too short for that.
     let token = run(folder.path(), &["token", "--user", "1"]);
     let mut client = portico_client::RawConnection::connect(serving.listen).unwrap();
@@ -335,6 +384,29 @@ fn a_second_signal_ends_at_once() {
     assert!(start.elapsed() < Duration::from_secs(20));
 }
 
+/// Work wakes shards that sleep, again and again, and so does a signal.
+#[test]
+fn a_sleeping_gateway_hears_clients_and_signals() {
+    let folder = tempfile::tempdir().unwrap();
+    let serving = Serving::start(folder.path(), &["--shards", "2"]);
+    for user in ["1", "2", "3", "4", "5", "6"] {
+        let token = run(folder.path(), &["token", "--user", user]);
+        let mut client = portico_client::RawConnection::connect(serving.listen).unwrap();
+        client.hello(text(&token.stdout).trim_end()).unwrap();
+        drop(client);
+        // Long enough for shards without work to go to sleep.
+        thread::sleep(Duration::from_millis(100));
+    }
+    let start = Instant::now();
+    serving.signal(Signal::TERM);
+    let (status, _, log) = serving.end();
+    assert_eq!(status.code(), Some(0), "{log}");
+    assert!(
+        start.elapsed() < Duration::from_secs(10),
+        "nobody was left to wait for"
+    );
+}
+
 #[test]
 fn a_port_is_free_again_at_once() {
     let folder = tempfile::tempdir().unwrap();
@@ -343,6 +415,10 @@ fn a_port_is_free_again_at_once() {
     TcpStream::connect(first.listen).unwrap();
     first.signal(Signal::TERM);
     assert_eq!(first.end().0.code(), Some(0));
-    let again = Serving::start_at(folder.path(), &listen, &["--backend", "memory", "--shards", "1"]);
+    let again = Serving::start_at(
+        folder.path(),
+        &listen,
+        &["--backend", "memory", "--shards", "1"],
+    );
     assert_eq!(again.listen.to_string(), listen);
 }

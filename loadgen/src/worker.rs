@@ -137,6 +137,13 @@ impl Assignment<'_> {
     fn rate_per_s(&self) -> f64 {
         self.plan.rate_per_s * f64::from(self.users) / f64::from(self.plan.connections)
     }
+
+    fn token(&self, user: UserId) -> String {
+        let valid_for = self.plan.duration + self.plan.drain + TOKEN_RESERVE;
+        let unix_s = self.clock.now().wall_us / 1_000_000;
+        self.key
+            .token(user, self.device, 0, valid_for.as_secs(), unix_s)
+    }
 }
 
 /// What happened to connections.
@@ -247,14 +254,9 @@ impl<'a> Worker<'a> {
         config.connections = users as usize;
         config.sources.clone_from(&assignment.sources);
         let mut many = Many::new(config).context("cannot set up epoll")?;
-        let unix_s = assignment.clock.now().wall_us / 1_000_000;
-        let valid_for_s =
-            (assignment.plan.duration + assignment.plan.drain + TOKEN_RESERVE).as_secs();
         for index in 0..users {
             let user = flows.user(index);
-            let token = assignment
-                .key
-                .token(user, assignment.device, 0, valid_for_s, unix_s);
+            let token = assignment.token(user);
             let config = SessionConfig {
                 client: "portico-loadgen".to_owned(),
                 outbox_max: OUTBOX_MAX,
@@ -274,6 +276,7 @@ impl<'a> Worker<'a> {
                 verifier: Verifier::new(assignment.run, flows),
                 transport: Transport::default(),
                 presence: vec![Presence::Never; users as usize],
+                tokens: Vec::new(),
                 up: 0,
                 last_arrival_us: 0,
             },
@@ -291,6 +294,13 @@ impl<'a> Worker<'a> {
         self.many.turn(wait_us, &mut |now, conn, event| {
             watch.event(now, conn, &event)
         })?;
+        for (conn, wanted) in watch.tokens.drain(..) {
+            let token = match wanted {
+                TokenWanted::Yes => self.assignment.token(watch.verifier.flows().user(conn.0)),
+                TokenWanted::No => String::new(),
+            };
+            self.many.with(conn, |session, _| session.set_token(token));
+        }
         let counts = watch.verifier.counts();
         self.gauges.up.store(watch.up, Ordering::Relaxed);
         self.gauges.sent.store(counts.sent, Ordering::Relaxed);
@@ -406,7 +416,7 @@ impl<'a> Worker<'a> {
     }
 
     fn finish(mut self) -> Outcome {
-        self.many.close_all(&mut |_, _, _| {});
+        self.many.close_all();
         Outcome {
             findings: self.watch.verifier.finish(),
             transport: self.watch.transport,
@@ -431,12 +441,21 @@ enum Presence {
     Down,
 }
 
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum TokenWanted {
+    Yes,
+    No,
+}
+
 /// Where events end.
 struct Watch<'a> {
     control: &'a Control,
     verifier: Verifier,
     transport: Transport,
     presence: Vec<Presence>,
+    /// What changed about tokens in this turn. A token takes as much memory as the rest of an idle
+    /// session and is used once, so it is made again for the next login.
+    tokens: Vec<(ConnIndex, TokenWanted)>,
     up: u64,
     last_arrival_us: u64,
 }
@@ -444,7 +463,7 @@ struct Watch<'a> {
 impl Watch<'_> {
     fn event(&mut self, now: Now, conn: ConnIndex, event: &ManyEvent<'_>) {
         match event {
-            ManyEvent::Session(event) => self.session_event(now, conn.0, event),
+            ManyEvent::Session(event) => self.session_event(now, conn, event),
             ManyEvent::ConnectFailed(error) => {
                 self.transport.connect_failures += 1;
                 self.transport.exhausted += u64::from(is_exhaustion(error));
@@ -452,7 +471,8 @@ impl Watch<'_> {
         }
     }
 
-    fn session_event(&mut self, now: Now, conn: u32, event: &Event<'_>) {
+    fn session_event(&mut self, now: Now, conn: ConnIndex, event: &Event<'_>) {
+        let user = conn.0;
         match *event {
             Event::Message {
                 conv_seq,
@@ -464,7 +484,7 @@ impl Watch<'_> {
                 // Nothing is ever revoked here, so a tombstone has lost its body on the way.
                 let body = envelope.map_or(&[][..], |envelope| envelope.body);
                 self.verifier
-                    .arrived(conn, from, conv_seq, body, now.mono_us);
+                    .arrived(user, from, conv_seq, body, now.mono_us);
             }
             Event::Sent {
                 msg_id,
@@ -484,17 +504,21 @@ impl Watch<'_> {
                 read: false,
                 up_to,
                 ..
-            } => self.verifier.receipt(conn, peer, up_to),
+            } => self.verifier.receipt(user, peer, up_to),
             Event::Undecodable { .. } => self.verifier.undecodable(),
             Event::Duplicate { .. } => self.verifier.repeated(),
-            Event::Synced { .. } => self.came_up(conn),
+            Event::Synced { .. } => {
+                self.tokens.push((conn, TokenWanted::No));
+                self.came_up(user);
+            }
             Event::Closed {
                 code,
                 by_peer,
                 reconnect_after_ms,
                 detail,
             } => {
-                if self.went_down(conn) || by_peer {
+                self.tokens.push((conn, TokenWanted::Yes));
+                if self.went_down(user) || by_peer {
                     *self.transport.closes.entry(code.0).or_default() += 1;
                 }
                 if reconnect_after_ms.is_none() {
@@ -507,11 +531,11 @@ impl Watch<'_> {
                     .fault
                     .get_or_insert_with(|| fault.to_string());
             }
+            Event::Draining { .. } => self.tokens.push((conn, TokenWanted::Yes)),
             Event::Welcome { .. }
             | Event::Gap { .. }
             | Event::Receipt { .. }
-            | Event::ReadElsewhere { .. }
-            | Event::Draining { .. } => {}
+            | Event::ReadElsewhere { .. } => {}
         }
     }
 

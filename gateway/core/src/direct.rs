@@ -124,9 +124,9 @@ impl Shard {
         let ephemeral = frame.flags().contains(Flags::EPHEMERAL);
         let retry = frame.flags().contains(Flags::RETRY);
         let wall_ms = cx.now.wall_us / 1_000;
-        let known = retry && !ephemeral;
-        let known = known.then(|| self.attempts.get(&(sender, device, route.msg_id)));
-        let known = known.flatten().copied();
+        let name = (sender, device, route.msg_id);
+        let known = self.attempts.get(&name).filter(|_| retry && !ephemeral);
+        let known = known.copied();
         let checked = check(&route, frame.body(), ephemeral, wall_ms).and_then(|()| {
             if busy {
                 Err(Refusal::TooManyRequests)
@@ -179,7 +179,7 @@ impl Shard {
             duplicate: false,
             conv_seq: ConvSeq(0),
         });
-        self.attempts.insert((sender, device, route.msg_id), token);
+        self.attempts.insert(name, token);
         self.set_send_deadline(token, cx);
         self.enter_gate(token, (sender, device, to), retry, cx);
     }

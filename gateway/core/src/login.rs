@@ -262,14 +262,14 @@ impl Shard {
         // A claim beyond everything that exists means no more than everything.
         session.last_seq = session.last_seq.min(visible);
         let claimed = session.last_seq;
+        let has = match stored {
+            Some(stored) if claimed == Seq(0) => stored,
+            _ => claimed,
+        };
         // From the lower of the two: between them lie entries that the client has stored and whose
         // acknowledgement got lost; they are passed over, but their senders learn of it.
-        let start = match stored {
-            Some(stored) if claimed == Seq(0) => stored,
-            Some(stored) => stored.min(claimed),
-            None => claimed,
-        };
-        let gap = start != Seq(0) && start < floor;
+        let start = stored.map_or(has, |stored| stored.min(has));
+        let gap = has != Seq(0) && has < floor;
         conn.phase = Phase::Open;
         conn.source = Source::Behind;
         // Without a gap the floor is left out of it: SYNCED would tell it to the client as a

@@ -545,6 +545,11 @@ impl Shard {
                 let detail = "the session did not begin in time";
                 self.close(id, CloseCode::HANDSHAKE_TIMEOUT, detail, cx);
             }
+            // Nothing is read meanwhile, so that silence proves nothing.
+            Phase::Open if now_s >= idle_deadline_s(conn) && self.is_congested() => {
+                self.conns[index as usize].active_s = now_s;
+                self.arm_idle(index);
+            }
             Phase::Open if now_s >= idle_deadline_s(conn) => {
                 let detail = "nothing was heard for twice the promised interval";
                 self.close(id, CloseCode::IDLE_TIMEOUT, detail, cx);

@@ -116,7 +116,11 @@ pub struct Item {
 pub enum StoreReply {
     Done,
     Found(Option<ConvSeq>),
-    Page { items: Vec<Item>, more: bool },
+    /// A page that says `more` holds at least one entry.
+    Page {
+        items: Vec<Item>,
+        more: bool,
+    },
     Cursors(Vec<(DeviceId, Seq)>),
     Marks(Vec<(UserId, Marks)>),
 }

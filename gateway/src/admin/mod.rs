@@ -33,8 +33,8 @@ use std::{
 
 /// The version of this program.
 pub(crate) const VERSION: &str = env!("CARGO_PKG_VERSION");
-/// The commit it was built from, where the build says so.
-pub(crate) const COMMIT: &str = match option_env!("PORTICO_COMMIT") {
+/// The commit it was built from, where the build says so in `BUILD_COMMIT`.
+pub(crate) const COMMIT: &str = match option_env!("BUILD_COMMIT") {
     Some(commit) => commit,
     None => "unknown",
 };

@@ -95,7 +95,11 @@ fn variable_labels<'a>(line: &'a str, kind: &str) -> Option<(&'a str, &'a str)> 
 }
 
 fn program(out: &mut Writer, observed: &Observed) {
-    out.head("portico_build_info", "gauge", "Always 1; the build is in the labels.");
+    out.head(
+        "portico_build_info",
+        "gauge",
+        "Always 1; the build is in the labels.",
+    );
     let labels = format!("version=\"{VERSION}\",commit=\"{COMMIT}\"");
     out.sample("portico_build_info", &labels, 1);
     out.gauge(
@@ -103,7 +107,11 @@ fn program(out: &mut Writer, observed: &Observed) {
         "1 when new clients are welcome, as /readyz says.",
         u8::from(observed.ready),
     );
-    out.gauge("portico_shards", "Shards of this process.", observed.shards.len());
+    out.gauge(
+        "portico_shards",
+        "Shards of this process.",
+        observed.shards.len(),
+    );
 }
 
 /// All shards publish the same metrics in the same order, and those of one name stand together.
@@ -140,26 +148,58 @@ fn shards(out: &mut Writer, shards: &[Vec<Metric>]) {
 
 fn store(out: &mut Writer, view: &StoreView) {
     let stats = &view.stats;
-    out.head("portico_store_up", "gauge", "1 while the store takes writes.");
+    out.head(
+        "portico_store_up",
+        "gauge",
+        "1 while the store takes writes.",
+    );
     let up = u8::from(!matches!(view.health, Health::Down(_)));
-    out.sample("portico_store_up", &format!("backend=\"{}\"", view.name), up);
+    out.sample(
+        "portico_store_up",
+        &format!("backend=\"{}\"", view.name),
+        up,
+    );
     out.gauge(
         "portico_store_degraded",
         "1 while the store works and somebody should look; /readyz has the reason.",
         u8::from(matches!(view.health, Health::Degraded(_))),
     );
     for (name, help, value) in [
-        ("portico_store_writes_total", "Writes that succeeded.", stats.writes),
-        ("portico_store_messages_total", "What they were worth in messages.", stats.messages),
-        ("portico_store_bytes_total", "Bytes of those writes.", stats.bytes),
-        ("portico_store_reads_total", "Reads that succeeded.", stats.reads),
-        ("portico_store_failed_total", "Commands answered with an error.", stats.failed),
+        (
+            "portico_store_writes_total",
+            "Writes that succeeded.",
+            stats.writes,
+        ),
+        (
+            "portico_store_messages_total",
+            "What they were worth in messages.",
+            stats.messages,
+        ),
+        (
+            "portico_store_bytes_total",
+            "Bytes of those writes.",
+            stats.bytes,
+        ),
+        (
+            "portico_store_reads_total",
+            "Reads that succeeded.",
+            stats.reads,
+        ),
+        (
+            "portico_store_failed_total",
+            "Commands answered with an error.",
+            stats.failed,
+        ),
         (
             "portico_store_expired_total",
             "Of them, commands whose deadline passed before their turn.",
             stats.expired,
         ),
-        ("portico_store_rejected_total", "Batches given back for lack of room.", stats.rejected),
+        (
+            "portico_store_rejected_total",
+            "Batches given back for lack of room.",
+            stats.rejected,
+        ),
         (
             "portico_store_rows_damaged_total",
             "Damaged rows met by reads, each time. Above 0: look at the disk.",
@@ -174,9 +214,21 @@ fn store(out: &mut Writer, view: &StoreView) {
         seconds(stats.read_us_sum),
     );
     for (name, help, value) in [
-        ("portico_store_writes_queued", "Writes taken and not answered.", stats.writes_in_flight),
-        ("portico_store_reads_queued", "Reads taken and not answered.", stats.reads_in_flight),
-        ("portico_store_bytes_queued", "Bytes of the writes among them.", stats.bytes_in_flight),
+        (
+            "portico_store_writes_queued",
+            "Writes taken and not answered.",
+            stats.writes_in_flight,
+        ),
+        (
+            "portico_store_reads_queued",
+            "Reads taken and not answered.",
+            stats.reads_in_flight,
+        ),
+        (
+            "portico_store_bytes_queued",
+            "Bytes of the writes among them.",
+            stats.bytes_in_flight,
+        ),
     ] {
         out.gauge(name, help, value);
     }
@@ -190,7 +242,11 @@ fn store(out: &mut Writer, view: &StoreView) {
 
 fn commits(out: &mut Writer, stats: &Stats) {
     let name = "portico_store_commit_seconds";
-    out.head(name, "histogram", "Durable steps, each of one or more writes.");
+    out.head(
+        name,
+        "histogram",
+        "Durable steps, each of one or more writes.",
+    );
     let mut count = 0_u64;
     let bounds = COMMIT_BOUNDS_US.iter().map(Some).chain([None]);
     for (bound, bucket) in bounds.zip(stats.commit_us_buckets) {
@@ -219,8 +275,16 @@ fn process(out: &mut Writer, process: &Process) {
             "Descriptors of the process. Clients' sockets are not among them.",
             process.open_files,
         ),
-        ("portico_process_open_files_max", "Their limit.", process.open_files_max),
-        ("portico_process_threads", "Threads of the process.", process.threads),
+        (
+            "portico_process_open_files_max",
+            "Their limit.",
+            process.open_files_max,
+        ),
+        (
+            "portico_process_threads",
+            "Threads of the process.",
+            process.threads,
+        ),
     ] {
         out.gauge(name, help, value);
     }

@@ -81,7 +81,9 @@ fn free() -> SocketAddr {
 /// One request on a connection of its own: status line, headers, body.
 fn get(address: SocketAddr, request: &str) -> (String, String, String) {
     let mut stream = TcpStream::connect(address).unwrap();
-    stream.set_read_timeout(Some(Duration::from_secs(10))).unwrap();
+    stream
+        .set_read_timeout(Some(Duration::from_secs(10)))
+        .unwrap();
     write!(stream, "{request}\r\nHost: x\r\nConnection: close\r\n\r\n").unwrap();
     let mut answer = String::new();
     stream.read_to_string(&mut answer).unwrap();
@@ -135,7 +137,10 @@ fn readiness_tells_its_reasons_while_the_process_is_healthy() {
     assert!(body.contains("\nportico_ready 0\n"));
     *stage.readiness.lock().unwrap() = Readiness::yes(Some("store: slow".to_owned()));
     let (status, _, body) = get(address, "GET /readyz HTTP/1.1");
-    assert_eq!((status.as_str(), body.as_str()), ("HTTP/1.1 200 OK", "ready\nstore: slow\n"));
+    assert_eq!(
+        (status.as_str(), body.as_str()),
+        ("HTTP/1.1 200 OK", "ready\nstore: slow\n")
+    );
 }
 
 #[test]
@@ -167,7 +172,11 @@ fn few_connections_are_served_and_none_for_long() {
     let start = Instant::now();
     let (status, _, _) = get(address, "GET /healthz HTTP/1.1");
     assert_eq!(status, "HTTP/1.1 200 OK");
-    assert!(start.elapsed() >= Duration::from_millis(200), "{:?}", start.elapsed());
+    assert!(
+        start.elapsed() >= Duration::from_millis(200),
+        "{:?}",
+        start.elapsed()
+    );
     for mut stream in silent {
         assert_eq!(stream.read(&mut [0; 16]).unwrap_or(0), 0);
     }
@@ -238,7 +247,10 @@ fn the_page_is_well_formed() {
     for line in page.lines() {
         if let Some(rest) = line.strip_prefix("# TYPE ") {
             let (name, kind) = rest.split_once(' ').unwrap();
-            assert!(types.insert(name, kind).is_none(), "{name} is declared twice");
+            assert!(
+                types.insert(name, kind).is_none(),
+                "{name} is declared twice"
+            );
         } else if !line.starts_with("# HELP ") {
             let (series, value) = line.rsplit_once(' ').unwrap();
             assert!(value.parse::<f64>().is_ok(), "{line}");
@@ -246,14 +258,21 @@ fn the_page_is_well_formed() {
             let name = series.split('{').next().unwrap();
             let family = ["_bucket", "_sum", "_count"]
                 .iter()
-                .find_map(|suffix| name.strip_suffix(suffix).filter(|name| types.contains_key(name)))
+                .find_map(|suffix| {
+                    name.strip_suffix(suffix)
+                        .filter(|name| types.contains_key(name))
+                })
                 .unwrap_or(name);
             assert!(types.contains_key(family), "{line} has no type");
         }
     }
     for (name, kind) in types {
         assert!(name.starts_with("portico_"), "{name}");
-        assert_eq!(name.ends_with("_total"), kind == "counter", "{name} is a {kind}");
+        assert_eq!(
+            name.ends_with("_total"),
+            kind == "counter",
+            "{name} is a {kind}"
+        );
     }
 }
 
@@ -266,5 +285,26 @@ fn metric_names_change_on_purpose_only() {
         std::fs::write(path, &found).unwrap();
     }
     let known = std::fs::read_to_string(path).unwrap();
-    assert!(found == known, "metrics changed; look at the change and run with BLESS=1:\n{found}");
+    assert!(
+        found == known,
+        "metrics changed; look at the change and run with BLESS=1:\n{found}"
+    );
+}
+
+/// An operator who follows the manual finds what it names.
+#[test]
+fn the_manual_names_metrics_that_exist() {
+    let manual = include_str!("../../../docs/OPERATIONS.md");
+    let table = table();
+    let known: HashSet<&str> = table
+        .lines()
+        .filter_map(|line| line.split_once(" (").map(|(name, _)| name))
+        .collect();
+    let named: HashSet<&str> = manual
+        .split(|letter: char| !letter.is_ascii_alphanumeric() && letter != '_')
+        .filter(|word| word.starts_with("portico_"))
+        .collect();
+    assert!(named.len() > 40, "{}", named.len());
+    let unknown: Vec<_> = named.difference(&known).collect();
+    assert!(unknown.is_empty(), "{unknown:?}");
 }

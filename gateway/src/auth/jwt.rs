@@ -59,11 +59,7 @@ pub(super) struct Verifier {
 }
 
 impl Verifier {
-    pub(super) fn new(
-        keys: Vec<VerifyingKey>,
-        audience: String,
-        clock_skew_s: u64,
-    ) -> Self {
+    pub(super) fn new(keys: Vec<VerifyingKey>, audience: String, clock_skew_s: u64) -> Self {
         // Fails when the process has a provider already, an embedder's for example. Then that one
         // checks the signatures: every provider takes the raw 32 bytes of an Ed25519 key.
         let _ = PROVIDER.install_default();
@@ -114,7 +110,10 @@ impl Verifier {
         let latest = now_unix_s.saturating_add(self.clock_skew_s);
         if claims.nbf.is_some_and(|from| from > latest)
             || claims.iat.is_some_and(|at| at > latest)
-            || claims.aud.as_ref().is_some_and(|aud| !aud.names(&self.audience))
+            || claims
+                .aud
+                .as_ref()
+                .is_some_and(|aud| !aud.names(&self.audience))
         {
             return Err(AuthError::Invalid);
         }
@@ -162,10 +161,7 @@ fn no_signer(_: &Algorithm, _: &EncodingKey) -> JwtResult<Box<dyn JwtSigner>> {
     Err(ErrorKind::UnsupportedAlgorithm.into())
 }
 
-fn ed25519_verifier(
-    algorithm: &Algorithm,
-    key: &DecodingKey,
-) -> JwtResult<Box<dyn JwtVerifier>> {
+fn ed25519_verifier(algorithm: &Algorithm, key: &DecodingKey) -> JwtResult<Box<dyn JwtVerifier>> {
     if *algorithm != Algorithm::EdDSA || key.family() != AlgorithmFamily::Ed {
         return Err(ErrorKind::UnsupportedAlgorithm.into());
     }

@@ -76,10 +76,13 @@ impl VerifyingKey {
     #[must_use]
     pub fn new(raw: [u8; ED25519_BYTES]) -> Self {
         let hash = digest::digest(&digest::SHA256, &raw);
-        let kid = hash.as_ref().iter().take(8).fold(
-            String::with_capacity(16),
-            |kid, byte| kid + &format!("{byte:02x}"),
-        );
+        let kid = hash
+            .as_ref()
+            .iter()
+            .take(8)
+            .fold(String::with_capacity(16), |kid, byte| {
+                kid + &format!("{byte:02x}")
+            });
         Self { raw, kid }
     }
 
@@ -118,10 +121,7 @@ impl fmt::Debug for VerifyingKey {
 }
 
 /// Makes the data directory, for this user only, unless it exists.
-///
-/// # Errors
-/// It cannot be made, or something else has its name.
-pub fn create_data_dir(path: &Path) -> Result<(), KeyError> {
+pub(super) fn create_data_dir(path: &Path) -> Result<(), KeyError> {
     let wrap = |source| KeyError::Io {
         action: "create the data directory",
         path: path.to_owned(),

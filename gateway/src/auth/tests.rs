@@ -92,15 +92,33 @@ fn claims_are_judged_one_by_one() {
     );
     // The user.
     for sub in [
-        "\"0\"", "\"18446744073709551615\"", "\"18446744073709551616\"", "\"-1\"", "\"+1\"",
-        "\"01\"", "\" 1\"", "\"1 \"", "\"1e3\"", "\"\"", "\"\u{661}\"", "1", "null", "[\"1\"]",
+        "\"0\"",
+        "\"18446744073709551615\"",
+        "\"18446744073709551616\"",
+        "\"-1\"",
+        "\"+1\"",
+        "\"01\"",
+        "\" 1\"",
+        "\"1 \"",
+        "\"1e3\"",
+        "\"\"",
+        "\"\u{661}\"",
+        "1",
+        "null",
+        "[\"1\"]",
     ] {
-        check(&format!(r#"{{"sub":{sub},"dev":1,"exp":{exp}}}"#), Err(Invalid));
+        check(
+            &format!(r#"{{"sub":{sub},"dev":1,"exp":{exp}}}"#),
+            Err(Invalid),
+        );
     }
     check(&format!(r#"{{"dev":1,"exp":{exp}}}"#), Err(Invalid));
     // The device and its generation.
     for dev in ["0", "65536", "-1", "1.5", "\"1\"", "null"] {
-        check(&format!(r#"{{"sub":"1","dev":{dev},"exp":{exp}}}"#), Err(Invalid));
+        check(
+            &format!(r#"{{"sub":"1","dev":{dev},"exp":{exp}}}"#),
+            Err(Invalid),
+        );
     }
     check(&format!(r#"{{"sub":"1","exp":{exp}}}"#), Err(Invalid));
     check(
@@ -116,11 +134,23 @@ fn claims_are_judged_one_by_one() {
     // Times.
     check(r#"{"sub":"1","dev":1}"#, Err(Invalid));
     for exp in ["\"1\"", "-1", "null", "1e300", "18446744073709551616"] {
-        check(&format!(r#"{{"sub":"1","dev":1,"exp":{exp}}}"#), Err(Invalid));
+        check(
+            &format!(r#"{{"sub":"1","dev":1,"exp":{exp}}}"#),
+            Err(Invalid),
+        );
     }
-    check(&format!(r#"{{"sub":"1","dev":1,"exp":{}}}"#, u64::MAX), Ok((1, 1)));
-    check(&format!(r#"{{"sub":"1","dev":1,"exp":{}}}"#, NOW - SKEW), Err(Expired));
-    check(&format!(r#"{{"sub":"1","dev":1,"exp":{}}}"#, NOW - SKEW + 1), Ok((1, 1)));
+    check(
+        &format!(r#"{{"sub":"1","dev":1,"exp":{}}}"#, u64::MAX),
+        Ok((1, 1)),
+    );
+    check(
+        &format!(r#"{{"sub":"1","dev":1,"exp":{}}}"#, NOW - SKEW),
+        Err(Expired),
+    );
+    check(
+        &format!(r#"{{"sub":"1","dev":1,"exp":{}}}"#, NOW - SKEW + 1),
+        Ok((1, 1)),
+    );
     check(r#"{"sub":"1","dev":1,"exp":0}"#, Err(Expired));
     for name in ["nbf", "iat"] {
         let with = |at: u64| format!(r#"{{"sub":"1","dev":1,"exp":{exp},"{name}":{at}}}"#);
@@ -131,7 +161,14 @@ fn claims_are_judged_one_by_one() {
     // The audience.
     let with = |aud: &str| format!(r#"{{"sub":"1","dev":1,"exp":{exp},"aud":{aud}}}"#);
     check(&with(r#"["other","portico"]"#), Ok((1, 1)));
-    for aud in [r#""other""#, r#""Portico""#, "[]", r#"["other"]"#, "7", "{}"] {
+    for aud in [
+        r#""other""#,
+        r#""Portico""#,
+        "[]",
+        r#"["other"]"#,
+        "7",
+        "{}",
+    ] {
         check(&with(aud), Err(Invalid));
     }
     // A claim said twice: readers could differ on which one counts.
@@ -149,7 +186,11 @@ fn claims_are_judged_one_by_one() {
 fn expired_is_said_only_of_a_token_that_was_good() {
     let claims = r#"{"sub":"0","dev":1,"exp":1}"#;
     check(claims, Err(AuthError::Invalid));
-    let forged = signed(r#"{"alg":"EdDSA"}"#, r#"{"sub":"1","dev":1,"exp":1}"#, &pair(9));
+    let forged = signed(
+        r#"{"alg":"EdDSA"}"#,
+        r#"{"sub":"1","dev":1,"exp":1}"#,
+        &pair(9),
+    );
     assert_eq!(verdict(&forged), Err(AuthError::Invalid));
 }
 
@@ -164,7 +205,11 @@ fn no_other_algorithm_is_accepted_however_it_is_signed() {
         let header = format!(r#"{{"alg":"{alg}","typ":"JWT"}}"#);
         let message = format!("{}.{}", encode(&header), encode(&claims));
         let unsigned = format!("{message}.");
-        assert_eq!(verdict(&unsigned), Err(AuthError::Invalid), "{alg} unsigned");
+        assert_eq!(
+            verdict(&unsigned),
+            Err(AuthError::Invalid),
+            "{alg} unsigned"
+        );
         // The known confusion: the public key used as a shared secret.
         let secret = hmac::Key::new(hmac::HMAC_SHA256, &raw);
         let tag = hmac::sign(&secret, message.as_bytes());
@@ -207,14 +252,26 @@ fn a_key_inside_the_token_is_not_used() {
 fn the_key_id_selects_the_key() {
     let claims = format!(r#"{{"sub":"1","dev":1,"exp":{}}}"#, NOW + 60);
     let kid = |seed| VerifyingKey::new(public(&pair(seed))).kid().to_owned();
-    let with = |kid: &str, key| signed(&format!(r#"{{"alg":"EdDSA","kid":"{kid}"}}"#), &claims, &key);
+    let with = |kid: &str, key| {
+        signed(
+            &format!(r#"{{"alg":"EdDSA","kid":"{kid}"}}"#),
+            &claims,
+            &key,
+        )
+    };
     assert_eq!(verdict(&with(&kid(1), pair(1))), Ok((1, 1)));
     assert_eq!(verdict(&with(&kid(2), pair(2))), Ok((1, 1)));
     assert_eq!(verdict(&with(&kid(1), pair(2))), Err(AuthError::Invalid));
-    assert_eq!(verdict(&with("0123456789abcdef", pair(1))), Err(AuthError::Invalid));
+    assert_eq!(
+        verdict(&with("0123456789abcdef", pair(1))),
+        Err(AuthError::Invalid)
+    );
     assert_eq!(verdict(&with("", pair(1))), Err(AuthError::Invalid));
     // None named: any of the node's keys.
-    assert_eq!(verdict(&signed(r#"{"alg":"EdDSA"}"#, &claims, &pair(2))), Ok((1, 1)));
+    assert_eq!(
+        verdict(&signed(r#"{"alg":"EdDSA"}"#, &claims, &pair(2))),
+        Ok((1, 1))
+    );
     assert_eq!(
         verdict(&signed(r#"{"alg":"EdDSA"}"#, &claims, &pair(3))),
         Err(AuthError::Invalid)
@@ -238,7 +295,11 @@ fn the_device_of_hello_must_be_the_tokens() {
 fn a_truncated_or_oversized_token_is_refused() {
     let good = good();
     for length in 0..good.len() {
-        assert_eq!(verdict(&good[..length]), Err(AuthError::Invalid), "{length}");
+        assert_eq!(
+            verdict(&good[..length]),
+            Err(AuthError::Invalid),
+            "{length}"
+        );
     }
     for tail in [".", "=", "A", " ", ".AAAA", "\n"] {
         assert_eq!(verdict(&format!("{good}{tail}")), Err(AuthError::Invalid));
@@ -311,7 +372,14 @@ fn a_refused_resume_token_leaves_the_decision_to_the_access_token() {
         Err(AuthError::ResumeRefused)
     );
     assert_eq!(
-        auth.authenticate(&Credentials { token: None, resume_token: None, device: DeviceId(0) }, NOW),
+        auth.authenticate(
+            &Credentials {
+                token: None,
+                resume_token: None,
+                device: DeviceId(0)
+            },
+            NOW
+        ),
         Err(AuthError::Invalid)
     );
 }
@@ -385,13 +453,24 @@ fn unusable_key_files_are_refused_with_a_sentence() {
 
     fs::set_permissions(&path, fs::Permissions::from_mode(0o640)).unwrap();
     let text = open(&JwtOptions::default());
-    assert!(text.contains("auth-key.pem can be read by other users (mode 0640)"), "{text}");
+    assert!(
+        text.contains("auth-key.pem can be read by other users (mode 0640)"),
+        "{text}"
+    );
 
     fs::set_permissions(&path, fs::Permissions::from_mode(0o600)).unwrap();
-    for bad in [&b""[..], b"-----BEGIN PRIVATE KEY-----", &good[..40], &[0xff; 80]] {
+    for bad in [
+        &b""[..],
+        b"-----BEGIN PRIVATE KEY-----",
+        &good[..40],
+        &[0xff; 80],
+    ] {
         fs::write(&path, bad).unwrap();
         let text = open(&JwtOptions::default());
-        assert!(text.contains("is not an Ed25519 private key in PEM"), "{text}");
+        assert!(
+            text.contains("is not an Ed25519 private key in PEM"),
+            "{text}"
+        );
     }
     fs::write(&path, &good).unwrap();
 
@@ -443,7 +522,10 @@ fn the_number_of_keys_is_bounded() {
     let with = |keys| JwtAuthenticator::new(keys, ResumeKey::new(&[7; 32]), &JwtOptions::default());
     assert!(matches!(with(vec![]), Err(KeyError::Count { count: 0 })));
     assert!(with((0..8).map(key).collect()).is_ok());
-    assert!(matches!(with((0..9).map(key).collect()), Err(KeyError::Count { count: 9 })));
+    assert!(matches!(
+        with((0..9).map(key).collect()),
+        Err(KeyError::Count { count: 9 })
+    ));
 }
 
 #[test]
@@ -461,8 +543,14 @@ fn static_tokens_log_in_their_device_only() {
     let mut credentials = shows("secret");
     assert_eq!(auth.authenticate(&credentials, 0).unwrap().user, UserId(1));
     credentials.device = DeviceId(9);
-    assert_eq!(auth.authenticate(&credentials, 0), Err(AuthError::WrongDevice));
-    assert_eq!(auth.authenticate(&shows("other"), 0), Err(AuthError::Invalid));
+    assert_eq!(
+        auth.authenticate(&credentials, 0),
+        Err(AuthError::WrongDevice)
+    );
+    assert_eq!(
+        auth.authenticate(&shows("other"), 0),
+        Err(AuthError::Invalid)
+    );
     assert!(!format!("{auth:?}").contains("secret"));
 }
 

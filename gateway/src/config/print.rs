@@ -26,7 +26,10 @@ pub(crate) fn default_file() -> String {
         let slot = (knob.slot)(&mut settings);
         out.push('\n');
         comment(&mut out, knob.about);
-        comment(&mut out, &format!("Allowed: {}.", slot.allowed(knob.bounds)));
+        comment(
+            &mut out,
+            &format!("Allowed: {}.", slot.allowed(knob.bounds)),
+        );
         let _ = writeln!(out, "{} = {}", knob.name(), slot.show());
     }
     out
@@ -36,7 +39,8 @@ pub(crate) fn default_file() -> String {
 #[cfg(test)]
 pub(super) fn markdown_table() -> String {
     let mut settings = Settings::default();
-    let mut out = String::from("| setting | default | allowed | what and why |\n|---|---|---|---|\n");
+    let mut out =
+        String::from("| setting | default | allowed | what and why |\n|---|---|---|---|\n");
     for knob in KNOBS {
         let slot = (knob.slot)(&mut settings);
         let (key, about) = (knob.key, knob.about);

@@ -68,9 +68,29 @@ fn later_sources_win() {
     let env = || vec![("PORTICO_LISTEN", "127.0.0.1:2")];
     let flags = vec![("server.listen", "listen", "127.0.0.1:3")];
     assert_eq!(listen(Given::default()), 7400);
-    assert_eq!(listen(Given { file: text, ..Given::default() }), 1);
-    assert_eq!(listen(Given { file: text, env: env(), ..Given::default() }), 2);
-    assert_eq!(listen(Given { file: text, env: env(), flags }), 3);
+    assert_eq!(
+        listen(Given {
+            file: text,
+            ..Given::default()
+        }),
+        1
+    );
+    assert_eq!(
+        listen(Given {
+            file: text,
+            env: env(),
+            ..Given::default()
+        }),
+        2
+    );
+    assert_eq!(
+        listen(Given {
+            file: text,
+            env: env(),
+            flags
+        }),
+        3
+    );
 }
 
 #[test]
@@ -109,7 +129,11 @@ fn the_printed_file_is_complete_and_says_what_is_the_default() {
     let config = file(text.clone().leak()).unwrap();
     assert_eq!(*config, Settings::default());
     for knob in KNOBS {
-        assert!(text.contains(&format!("\n{} = ", knob.name())), "{}", knob.key);
+        assert!(
+            text.contains(&format!("\n{} = ", knob.name())),
+            "{}",
+            knob.key
+        );
         assert!(!knob.about.is_empty());
     }
     assert!(text.lines().all(|line| line.len() <= 100));
@@ -170,6 +194,36 @@ fn bounds_fit_the_types_and_hold_the_defaults() {
     }
 }
 
+/// A limit that is added to the core and not to the table does not compile here.
+#[test]
+fn every_limit_of_the_core_can_be_set() {
+    let Limits {
+        frame_bytes_max: _,
+        outbox_bytes_soft: _,
+        outbox_bytes_max: _,
+        stalled_ms: _,
+        requests_max: _,
+        receive_max: _,
+        page_entries_max: _,
+        page_bytes_max: _,
+        store_requests_soft: _,
+        store_bytes_soft: _,
+        store_requests_max: _,
+        store_bytes_max: _,
+        store_timeout_ms: _,
+        handshake_ms: _,
+        gate_messages_max: _,
+        flush_ms: _,
+        unsaved_max: _,
+    } = Limits::default();
+    let of_core = |knob: &&knobs::Knob| {
+        let driver = ["limits.connections_max", "limits.unread_bytes_max"];
+        knob.key == "session.handshake_ms"
+            || (knob.section() == "limits" && !driver.contains(&knob.key))
+    };
+    assert_eq!(KNOBS.iter().filter(of_core).count(), 17);
+}
+
 #[test]
 fn unknown_names_are_refused_with_the_nearest_known_one() {
     refused(
@@ -177,11 +231,20 @@ fn unknown_names_are_refused_with_the_nearest_known_one() {
         "unknown setting server.listn (in DIR/portico.toml), did you mean server.listen?",
     );
     refused("[sever]\nlisten = \"x\"", "did you mean server.listen?");
-    refused("[session]\nrequests_max = 1", "did you mean limits.requests_max?");
+    refused(
+        "[session]\nrequests_max = 1",
+        "did you mean limits.requests_max?",
+    );
     refused("listen = \"127.0.0.1:1\"", "did you mean server.listen?");
     refused("[server.listen]\nport = 1", "server.listen = { port = 1 }");
-    refused("[limits.more]\ndeep = 1", "unknown setting limits.more.deep");
-    refused("[colour]", "unknown setting colour (in DIR/portico.toml); `portico config");
+    refused(
+        "[limits.more]\ndeep = 1",
+        "unknown setting limits.more.deep",
+    );
+    refused(
+        "[colour]",
+        "unknown setting colour (in DIR/portico.toml); `portico config",
+    );
     let variable = |name, value| {
         Given {
             env: vec![(name, value)],
@@ -207,17 +270,32 @@ fn bad_values_name_key_value_source_and_range() {
     );
     refused("[limits]\nrequests_max = -1", "limits.requests_max = -1");
     refused("[limits]\nrequests_max = 1.5", "limits.requests_max = 1.5");
-    refused("[limits]\nrequests_max = \"7\"", "limits.requests_max = \"7\"");
+    refused(
+        "[limits]\nrequests_max = \"7\"",
+        "limits.requests_max = \"7\"",
+    );
     refused(
         "[ring]\nbuffers = 1000",
         "ring.buffers = 1000 (in DIR/portico.toml): allowed is a power of two from 8 to 32768 buffers",
     );
-    refused("[limits]\nrequests_max = true", "limits.requests_max = true");
-    refused("[server]\nshards = 257", "allowed is 1 to 256 shards, or \"auto\"");
+    refused(
+        "[limits]\nrequests_max = true",
+        "limits.requests_max = true",
+    );
+    refused(
+        "[server]\nshards = 257",
+        "allowed is 1 to 256 shards, or \"auto\"",
+    );
     refused("[server]\nshards = 0", "server.shards = 0");
-    refused("[server]\nlisten = \"localhost:7400\"", "an IP address and a port");
+    refused(
+        "[server]\nlisten = \"localhost:7400\"",
+        "an IP address and a port",
+    );
     refused("[server]\nlisten = 7400", "server.listen = 7400");
-    refused("[server]\nbackend = \"fjall\"", "\"embedded\" or \"memory\"");
+    refused(
+        "[server]\nbackend = \"fjall\"",
+        "\"embedded\" or \"memory\"",
+    );
     refused("[server]\ncpus = \"3-1\"", "server.cpus = \"3-1\"");
     refused("[server]\ndata = \"\"", "server.data = \"\"");
     refused("[auth]\nkeys = \"a.pem\"", "a list of paths");
@@ -256,11 +334,26 @@ fn bad_combinations_name_both_settings() {
         "[session]\nheartbeat_s = 20",
         "session.heartbeat_min_s = 30 and session.heartbeat_s = 20 do not go together",
     );
-    refused("[session]\nheartbeat_max_s = 59", "session.heartbeat_max_s = 59");
-    refused("[limits]\noutbox_bytes_soft = 200000", "limits.outbox_bytes_max = 262144");
-    refused("[limits]\npage_bytes_max = 200000", "limits.outbox_bytes_soft = 65536");
-    refused("[limits]\nstore_requests_max = 8191", "limits.store_requests_soft = 8192");
-    refused("[limits]\nstore_bytes_max = 100000", "limits.store_bytes_soft = 16777216");
+    refused(
+        "[session]\nheartbeat_max_s = 59",
+        "session.heartbeat_max_s = 59",
+    );
+    refused(
+        "[limits]\noutbox_bytes_soft = 200000",
+        "limits.outbox_bytes_max = 262144",
+    );
+    refused(
+        "[limits]\npage_bytes_max = 200000",
+        "limits.outbox_bytes_soft = 65536",
+    );
+    refused(
+        "[limits]\nstore_requests_max = 8191",
+        "limits.store_requests_soft = 8192",
+    );
+    refused(
+        "[limits]\nstore_bytes_max = 100000",
+        "limits.store_bytes_soft = 16777216",
+    );
     refused("[ring]\nsubmissions = 32768", "ring.completions = 16384");
     refused("[drain]\ndeadline_ms = 9999", "drain.spread_ms = 10000");
     refused("[server]\nadmin = \"127.0.0.1:7400\"", "two ports");
@@ -285,7 +378,10 @@ fn unreadable_files_are_named() {
 fn lists_come_from_file_and_environment() {
     let keys = |config: Config| config.auth.keys.clone();
     let expected = [PathBuf::from("a.pem"), PathBuf::from("b.pem")];
-    assert_eq!(keys(file("[auth]\nkeys = [\"a.pem\", \"b.pem\"]").unwrap()), expected);
+    assert_eq!(
+        keys(file("[auth]\nkeys = [\"a.pem\", \"b.pem\"]").unwrap()),
+        expected
+    );
     let env = Given {
         env: vec![("PORTICO_AUTH_KEYS", "a.pem,b.pem")],
         ..Given::default()
@@ -306,6 +402,9 @@ fn the_manual_lists_every_setting() {
     if std::env::var_os("BLESS").is_some() {
         std::fs::write(path, format!("{before}{BEGIN}{expected}{END}{after}")).unwrap();
     } else {
-        assert!(found == expected, "settings changed; run with BLESS=1 to update {path}");
+        assert!(
+            found == expected,
+            "settings changed; run with BLESS=1 to update {path}"
+        );
     }
 }

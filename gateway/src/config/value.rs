@@ -84,7 +84,12 @@ impl Slot<'_> {
             }
             Self::Address(slot) => put(slot, given.text().and_then(|text| text.parse().ok())),
             Self::Path(slot) => put(slot, given.text().and_then(path)),
-            Self::Paths(slot) => put(slot, given.list().and_then(|all| all.into_iter().map(path).collect())),
+            Self::Paths(slot) => put(
+                slot,
+                given
+                    .list()
+                    .and_then(|all| all.into_iter().map(path).collect()),
+            ),
             Self::Name(slot) => put(slot, given.text().and_then(name)),
             Self::Backend(slot) => put(slot, choice(given, &BACKENDS)),
             Self::Level(slot) => put(slot, choice(given, &LEVELS)),
@@ -231,11 +236,14 @@ fn names<T>(from: &[(&str, T)]) -> String {
 }
 
 fn path(text: &str) -> Option<PathBuf> {
-    (!text.is_empty() && !text.contains('\0')).then(|| PathBuf::from(text))
+    // The second is what is left of a name that is not UTF-8: another file than was meant.
+    let broken = ['\0', char::REPLACEMENT_CHARACTER];
+    (!text.is_empty() && !text.contains(broken)).then(|| PathBuf::from(text))
 }
 
 fn name(text: &str) -> Option<String> {
-    let fits = text.len() <= NAME_BYTES_MAX && text.bytes().all(|byte| (b' '..=b'~').contains(&byte));
+    let fits =
+        text.len() <= NAME_BYTES_MAX && text.bytes().all(|byte| (b' '..=b'~').contains(&byte));
     fits.then(|| text.to_owned())
 }
 

@@ -1,9 +1,10 @@
 //! Accepting, straight into the table of direct descriptors.
 //!
-//! An accept that finds the table full closes the client it accepted. So a shard stops before: far
-//! from the end one multishot ACCEPT runs; nearer than a burst could be, connections are taken one
-//! by one; at the end, with some slots kept for connections that other shards hand over, none is,
-//! and clients wait in the listener's backlog.
+//! An accept that finds the table full closes the client it accepted. So a shard stops before. A
+//! multishot ACCEPT takes the whole backlog in one go if it can, so it runs only while the table has
+//! room for that; after that a few single ACCEPTs run, each with a slot in reserve; at the end, with
+//! some slots kept for connections that other shards hand over, none does, and clients wait in the
+//! backlog.
 //!
 //! A direct descriptor cannot be given to setsockopt: what accepted sockets need is set on the
 //! listener and inherited.
@@ -11,7 +12,7 @@
 use super::{
     Driver,
     counters::Tally,
-    ring::{AcceptMode, Errno, Key, Op, Slot},
+    ring::{AcceptMode, Errno, Op, Slot},
     socket::State,
 };
 use portico_core::Input;
@@ -23,6 +24,8 @@ use std::{
 };
 
 const BACKLOG: u32 = 4_096;
+/// Single ACCEPTs that run at a time.
+const SINGLES_MAX: u32 = 16;
 /// Bounds what a stopped reader holds in the kernel: bytes received and not read.
 const RECEIVE_BUFFER_BYTES: usize = 32 << 10;
 /// And bytes sent that the network has not taken.
@@ -53,14 +56,29 @@ pub(crate) fn listen(address: SocketAddr) -> io::Result<TcpListener> {
 pub(super) struct Acceptor {
     /// `None` after the drain began.
     listener: Option<TcpListener>,
-    armed: Option<AcceptMode>,
-    /// The armed one is being cancelled.
-    cancelled: bool,
-    /// It failed: not again before the next tick.
+    multishot: Multishot,
+    /// Single ACCEPTs that run.
+    singles: u32,
+    /// The last one failed: not again before the next tick.
     failed: bool,
     paused: bool,
     slots: u32,
     reserve: u32,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Multishot {
+    Off,
+    Running,
+    Cancelled,
+}
+
+/// What should run.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Plan {
+    Multishot,
+    /// Single ones, so many in all.
+    Singles(u32),
 }
 
 impl Acceptor {
@@ -72,8 +90,8 @@ impl Acceptor {
         };
         Self {
             listener: Some(listener),
-            armed: None,
-            cancelled: false,
+            multishot: Multishot::Off,
+            singles: 0,
             failed: false,
             paused: false,
             slots,
@@ -95,53 +113,69 @@ impl Acceptor {
         self.slots as usize
     }
 
-    /// What should run with so many slots in use, and whether the multishot one must end.
-    fn plan(&self, in_use: usize) -> (Option<AcceptMode>, bool) {
+    /// With so many slots in use. The multishot one is begun with two backlogs of room and ended
+    /// with one, so that it does not come and go.
+    fn plan(&self, in_use: usize) -> Plan {
         let in_use = u32::try_from(in_use).unwrap_or(u32::MAX);
-        let room = self.slots.saturating_sub(in_use + self.reserve);
-        let burst = BACKLOG.min(self.slots / 4);
-        let mode = match room {
-            0 => None,
-            _ if room >= 2 * burst => Some(AcceptMode::Multishot),
-            _ => Some(AcceptMode::Once),
+        let room = self.slots.saturating_sub(in_use.saturating_add(self.reserve));
+        let needed = match self.multishot {
+            Multishot::Running => BACKLOG + SINGLES_MAX,
+            Multishot::Off | Multishot::Cancelled => 2 * BACKLOG,
         };
-        (mode, room < burst)
+        if room >= needed {
+            Plan::Multishot
+        } else {
+            Plan::Singles(room.min(SINGLES_MAX))
+        }
     }
 }
 
 impl Driver {
     /// Keeps the right kind of ACCEPT running.
     pub(super) fn keep_accepting(&mut self) {
-        let (mode, crowded) = self.acceptor.plan(self.sockets.in_use());
         let acceptor = &mut self.acceptor;
         let Some(listener) = &acceptor.listener else {
             return;
         };
-        match acceptor.armed {
-            Some(AcceptMode::Multishot) if crowded && !acceptor.cancelled => {
-                acceptor.cancelled = true;
-                self.ring.cancel(Op::Accept, Key::NONE);
+        if acceptor.failed {
+            return;
+        }
+        let plan = acceptor.plan(self.sockets.in_use());
+        match (plan, acceptor.multishot) {
+            (Plan::Multishot, Multishot::Off) => {
+                acceptor.multishot = Multishot::Running;
+                self.ring.accept(listener.as_fd(), AcceptMode::Multishot);
             }
-            Some(_) => {}
-            None if acceptor.failed => {}
-            None => {
-                let paused = mode.is_none();
+            (Plan::Singles(_), Multishot::Running) => {
+                acceptor.multishot = Multishot::Cancelled;
+                self.ring.cancel(Op::Accept, AcceptMode::Multishot.key());
+            }
+            (Plan::Singles(count), Multishot::Off) => {
+                let paused = count == 0;
                 if paused && !acceptor.paused {
                     self.tallies.bump(Tally::AcceptPaused);
                 }
                 acceptor.paused = paused;
-                if let Some(mode) = mode {
-                    acceptor.armed = Some(mode);
-                    self.ring.accept(listener.as_fd(), mode);
+                while acceptor.singles < count {
+                    acceptor.singles += 1;
+                    self.ring.accept(listener.as_fd(), AcceptMode::Once);
                 }
             }
+            // As it should be, or on the way there.
+            (Plan::Multishot, Multishot::Running) | (_, Multishot::Cancelled) => {}
         }
     }
 
-    pub(super) fn on_accepted(&mut self, result: Result<Slot, Errno>, last: bool) {
-        if last {
-            self.acceptor.armed = None;
-            self.acceptor.cancelled = false;
+    pub(super) fn on_accepted(
+        &mut self,
+        mode: AcceptMode,
+        result: Result<Slot, Errno>,
+        last: bool,
+    ) {
+        match mode {
+            AcceptMode::Multishot if last => self.acceptor.multishot = Multishot::Off,
+            AcceptMode::Multishot => {}
+            AcceptMode::Once => self.acceptor.singles -= 1,
         }
         match result {
             Ok(slot) => {
@@ -162,9 +196,8 @@ impl Driver {
     /// For good: the listener closes, and what waits in its backlog is refused.
     pub(super) fn stop_accepting(&mut self) {
         self.acceptor.listener = None;
-        if self.acceptor.armed.is_some() && !self.acceptor.cancelled {
-            self.acceptor.cancelled = true;
-            self.ring.cancel(Op::Accept, Key::NONE);
+        for mode in [AcceptMode::Multishot, AcceptMode::Once] {
+            self.ring.cancel_each(Op::Accept, mode.key());
         }
     }
 }
@@ -179,21 +212,22 @@ mod tests {
             let listener = TcpListener::bind("127.0.0.1:0").unwrap();
             Acceptor::new(listener, slots, shards)
         };
-        let multishot = Some(AcceptMode::Multishot);
-        let once = Some(AcceptMode::Once);
-        let large = acceptor(20_000, 2);
+        let mut large = acceptor(20_000, 2);
         assert_eq!(large.reserve, 512);
-        assert_eq!(large.plan(0), (multishot, false));
-        assert_eq!(large.plan(11_296), (multishot, false));
-        assert_eq!(large.plan(11_297), (once, false), "two bursts of room no longer");
-        assert_eq!(large.plan(15_393), (once, true), "a burst might fill it");
-        assert_eq!(large.plan(19_487), (once, true));
-        assert_eq!(large.plan(19_488), (None, true), "the reserve is for adoptions");
-        assert_eq!(large.plan(20_050), (None, true));
+        assert_eq!(large.plan(0), Plan::Multishot);
+        assert_eq!(large.plan(11_297), Plan::Singles(SINGLES_MAX));
+        large.multishot = Multishot::Running;
+        assert_eq!(large.plan(11_297), Plan::Multishot, "it goes on for a while");
+        assert_eq!(large.plan(15_376), Plan::Multishot);
+        assert_eq!(large.plan(15_377), Plan::Singles(SINGLES_MAX));
+        large.multishot = Multishot::Off;
+        assert_eq!(large.plan(19_485), Plan::Singles(3));
+        assert_eq!(large.plan(19_488), Plan::Singles(0), "the rest is for adoptions");
+        assert_eq!(large.plan(20_050), Plan::Singles(0));
         let alone = acceptor(16, 1);
-        assert_eq!(alone.plan(8), (multishot, false));
-        assert_eq!(alone.plan(15), (once, true));
-        assert_eq!(alone.plan(16), (None, true));
+        assert_eq!(alone.plan(0), Plan::Singles(16));
+        assert_eq!(alone.plan(15), Plan::Singles(1));
+        assert_eq!(alone.plan(16), Plan::Singles(0));
     }
 
     #[test]

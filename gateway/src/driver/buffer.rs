@@ -93,7 +93,10 @@ mod tests {
         assert!(unread.append(&mut b, &[2; FAIR_BYTES]));
         assert_eq!(unread.bytes(), 3 * FAIR_BYTES);
         assert!(!unread.append(&mut a, &[1]), "the greedy one is refused");
-        assert!(!unread.append(&mut b, &[2]), "and whoever has its fair part");
+        assert!(
+            !unread.append(&mut b, &[2]),
+            "and whoever has its fair part"
+        );
         let mut c = Vec::new();
         assert!(unread.append(&mut c, &[3; FAIR_BYTES]), "a newcomer is not");
         unread.consume(&mut a, FAIR_BYTES);

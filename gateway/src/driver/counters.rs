@@ -143,9 +143,8 @@ impl Published {
 
     /// Every number, in a fixed order.
     pub(crate) fn read(&self) -> Vec<Metric> {
-        let mut metrics = Vec::with_capacity(
-            Counter::COUNT + Gauges::COUNT + Tally::COUNT + Level::COUNT,
-        );
+        let mut metrics =
+            Vec::with_capacity(Counter::COUNT + Gauges::COUNT + Tally::COUNT + Level::COUNT);
         let mut push = |(name, labels, help), kind, value: &AtomicU64| {
             metrics.push(Metric {
                 name,

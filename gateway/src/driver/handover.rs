@@ -108,7 +108,8 @@ impl Driver {
             unread: self.unread.hand_out(&mut unread),
         };
         self.post(moving.to, Letter::Adopt(Box::new(adoption)));
-        self.core.handle(self.now, Input::Moved { conn }, &mut self.fx);
+        self.core
+            .handle(self.now, Input::Moved { conn }, &mut self.fx);
         self.begin_close(index);
     }
 

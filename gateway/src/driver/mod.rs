@@ -49,8 +49,7 @@ use counters::{Level, Tallies, Tally};
 use handover::Moves;
 use mesh::{Letter, Outbox};
 use portico_core::{
-    ConnId, Credentials, Effect, Effects, Input, Now, Shard, ShardId,
-    store::StoreToken,
+    ConnId, Credentials, Effect, Effects, Input, Now, Shard, ShardId, store::StoreToken,
 };
 use ring::{Completion, Ring};
 use socket::{Sockets, State};
@@ -221,13 +220,17 @@ impl Driver {
                 result,
                 buffer,
             } => self.on_sent(key, result, buffer),
-            Completion::Accepted { result, last } => self.on_accepted(result, last),
+            Completion::Accepted { mode, result, last } => self.on_accepted(mode, result, last),
             Completion::HandedOver { key, result } => self.on_handed_over(key, result),
             Completion::Closed { key } => self.on_closed(key),
-            Completion::Woken { bell_ended: true } => self.ring.watch(self.mesh.bell(self.id)),
-            Completion::Woken { bell_ended: false }
-            | Completion::Deadline
-            | Completion::Nothing => {}
+            Completion::Rung { last } => {
+                let bell = self.mesh.bell(self.id);
+                bell.quiet();
+                if last {
+                    self.ring.watch(bell);
+                }
+            }
+            Completion::Woken | Completion::Deadline | Completion::Nothing => {}
         }
     }
 

@@ -106,7 +106,8 @@ impl Driver {
         // A queue is bounded far below 4 GiB.
         socket.sent = from as u32;
         self.tallies.bump(Tally::Sends);
-        self.ring.send(key, socket.slot, buffer, from, SEND_BYTES_MAX);
+        self.ring
+            .send(key, socket.slot, buffer, from, SEND_BYTES_MAX);
     }
 
     fn on_nothing_to_send(&mut self, index: u32) {

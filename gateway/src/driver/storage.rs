@@ -12,8 +12,7 @@ use super::{
 };
 use crate::store_map;
 use portico_backend::{
-    Backend, Caps, Error, Family, Kind, Rejected, Request, Sink,
-    messages::Messages,
+    Backend, Caps, Error, Family, Kind, Rejected, Request, Sink, messages::Messages,
 };
 use portico_core::{
     Now, ShardId,
@@ -110,7 +109,8 @@ impl Storage {
         self.expired += expired as u64;
         let failure = store_map::failure(&why);
         let tokens = self.queue.drain(..expired).map(|request| request.token);
-        self.failed.extend(tokens.map(|token| (StoreToken(token), failure)));
+        self.failed
+            .extend(tokens.map(|token| (StoreToken(token), failure)));
     }
 
     /// Answers that did not come from the adapter.

@@ -14,7 +14,9 @@ use std::{
 const MIB: u64 = 1 << 20;
 
 pub(super) fn print(config: &Config, machine: &Machine, listen: SocketAddr, admin: SocketAddr) {
-    let program = std::env::args().next().unwrap_or_else(|| "portico".to_owned());
+    let program = std::env::args()
+        .next()
+        .unwrap_or_else(|| "portico".to_owned());
     let text = text(config, machine, listen, admin, &program);
     let _ = io::stderr().write_all(text.as_bytes());
 }
@@ -75,7 +77,9 @@ fn queue_bytes_max(config: &Settings, shards: u16) -> u64 {
         BackendKind::Memory => 0,
     }
     .saturating_add(bytes(config.store.bytes_max).saturating_mul(2));
-    shard.saturating_mul(u64::from(shards)).saturating_add(store)
+    shard
+        .saturating_mul(u64::from(shards))
+        .saturating_add(store)
 }
 
 /// An address that a client on this machine can connect to.
@@ -109,7 +113,13 @@ mod tests {
             fewer: None,
         };
         let admin = SocketAddr::from(([127, 0, 0, 1], 7480));
-        text(&settings, &machine, listen.parse().unwrap(), admin, "./portico")
+        text(
+            &settings,
+            &machine,
+            listen.parse().unwrap(),
+            admin,
+            "./portico",
+        )
     }
 
     #[test]

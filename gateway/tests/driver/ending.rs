@@ -113,6 +113,7 @@ fn a_reader_that_never_reads_is_closed_and_loses_nothing() {
         assert!(body == [corr as u8; 4_000], "message {corr}");
         victim.acknowledge(seq);
     }
+    drop((victim, from));
     gateway.stop(PATIENCE).unwrap();
 }
 

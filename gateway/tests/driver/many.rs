@@ -103,6 +103,7 @@ fn resets_under_load_leave_no_slots() {
     let mut client = Client::login(address, 99_999);
     client.send(99_999, 1, b"hello?");
     client.until(&Got::Sent { corr: 1 });
+    drop(client);
     gateway.stop(PATIENCE).unwrap();
 }
 
@@ -122,7 +123,7 @@ fn an_idle_gateway_sleeps() {
             .filter(|(id, _)| !before.contains_key(id));
         let new: Vec<(String, u64)> = new.map(|(_, thread)| thread).collect();
         let shards = new.iter().filter(|(name, _)| name.starts_with("portico-shard"));
-        assert_eq!(shards.count(), 2, "{new:?}");
+        assert!(shards.count() >= 2, "{new:?}");
         new.iter().map(|(_, cpu)| cpu).sum::<u64>()
     };
     let parks = || sum(&gateway, "portico_shard_parks_total", "");

@@ -99,6 +99,8 @@ pub struct ModelStore {
     held: Vec<CmdKind>,
     unanswered: Vec<CmdKind>,
     executed: usize,
+    /// Pages that get nowhere: see [`Self::stall_pages`].
+    stalled: usize,
 }
 
 impl ModelStore {
@@ -141,9 +143,16 @@ impl ModelStore {
         });
     }
 
+    /// The next `times` pages are empty and say that there is more, as of an adapter that skips
+    /// what it cannot show and does not go on.
+    pub const fn stall_pages(&mut self, times: usize) {
+        self.stalled = times;
+    }
+
     /// No more faults.
     pub fn heal(&mut self) {
         self.faults.clear();
+        self.stalled = 0;
         self.release();
     }
 
@@ -356,6 +365,11 @@ impl ModelStore {
                 limit,
                 bytes_max,
             } => {
+                if self.stalled > 0 {
+                    self.stalled -= 1;
+                    let (items, more) = (Vec::new(), true);
+                    return StoreReply::Page { items, more };
+                }
                 let (items, more) = self.page(user, after, limit as usize, bytes_max as usize);
                 StoreReply::Page { items, more }
             }

@@ -13,8 +13,7 @@ fn hour(shards: u16, twist: u64) -> u64 {
     let mut clients: Vec<usize> = (1..=12).map(|user| world.login(user, 1)).collect();
     clients.extend((1..=4).map(|user| world.login(user, 2)));
     for round in 0..30_u64 {
-        for at in 0..clients.len() {
-            let client = clients[at];
+        for (at, &client) in clients.iter().enumerate() {
             let to = 1 + (at as u64 * 7 + round * 3 + twist) % 12;
             let mut message = world.message(client, to, &format!("{at} {round}"));
             if round % 5 == 0 {

@@ -1,7 +1,10 @@
 //! The client pings, the server only times out: twice the promised interval and a grace.
 
 use crate::support::{ops, world};
-use portico_core::testing::World;
+use portico_core::{
+    Limits,
+    testing::{CmdKind, World},
+};
 use portico_wire::{
     CloseCode, Op,
     encode::{put_ping, put_plain},
@@ -96,6 +99,33 @@ fn a_frame_that_comes_with_the_deadline_counts() {
     assert!(world.is_connected(client));
     world.advance(100_000);
     assert!(world.is_connected(client));
+}
+
+#[test]
+fn nobody_is_blamed_for_silence_while_nothing_is_read() {
+    let mut world = World::new(1, Limits::test_min());
+    let clients: Vec<usize> = (1..=4).map(|user| world.login(user, 1)).collect();
+    world.advance(2_000);
+    world.store.hold(&[CmdKind::Append]);
+    for client in &clients {
+        for _ in 0..4 {
+            world.say(*client, 9, "x");
+        }
+    }
+    world.run();
+    assert!(world.shard(0).is_congested());
+    for _ in 0..10 {
+        for client in &clients {
+            ping(&mut world, *client, 30);
+        }
+        world.advance(30_000);
+    }
+    assert!(clients.iter().all(|client| world.is_connected(*client)));
+    world.store.release();
+    world.run();
+    // From here on silence counts again.
+    world.advance(200_000);
+    assert!(clients.iter().all(|client| !world.is_connected(*client)));
 }
 
 #[test]

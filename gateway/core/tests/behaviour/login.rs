@@ -2,13 +2,14 @@
 
 use crate::support::{assert_idle, error, ops, user_at, world};
 use portico_core::{
-    AuthError, Counter, Input, Limits,
+    AuthError, ConnId, Counter, Effects, Grant, Input, Limits, Now, Shard, ShardConfig, ShardId,
+    feed,
     store::StoreError,
     testing::{CmdKind, World},
 };
 use portico_wire::{
     CloseCode, ErrorCode, Op,
-    encode::{put_ping, put_plain},
+    encode::{Encoder, put_ping, put_plain},
     frame::Flags,
     ids::{DeviceId, Seq, UserId},
     limits::RECEIVE_MAX_DEFAULT,
@@ -253,6 +254,38 @@ fn the_first_connection_after_a_long_silence_gets_its_whole_time() {
     world.run();
     assert!(world.is_connected(next));
     assert_eq!(world.close_code(late), Some(CloseCode::IDLE_TIMEOUT));
+}
+
+#[test]
+fn an_authenticator_that_answers_at_the_last_moment_is_in_time() {
+    // The answer and the deadline fall into one turn: the answer brings a new deadline.
+    let mut shard = Shard::new(ShardConfig::new(ShardId(0), 1));
+    let mut fx = Effects::default();
+    let conn = ConnId {
+        index: 0,
+        generation: 1,
+    };
+    let at = |second: u64| Now {
+        mono_us: second * 1_000_000,
+        wall_us: second * 1_000_000,
+    };
+    shard.handle(at(5), Input::Opened { conn }, &mut fx);
+    let mut bytes = Vec::new();
+    Encoder::new().hello(&mut bytes, 1, &hello("1:1"));
+    assert_eq!(feed(&mut shard, at(5), conn, &bytes, &mut fx), bytes.len());
+    let grant = Grant {
+        user: UserId(1),
+        device: DeviceId(1),
+        resumed: false,
+        resume_token: Vec::new(),
+        resume_ttl_s: 0,
+    };
+    let result = Ok(grant);
+    shard.handle(at(15), Input::Authenticated { conn, result }, &mut fx);
+    assert!(shard.is_open(conn));
+    assert_eq!(fx.store.len(), 1, "the store is asked for the cursors");
+    shard.handle(at(26), Input::Tick, &mut fx);
+    assert!(!shard.is_open(conn), "but not for ever");
 }
 
 #[test]

@@ -258,6 +258,26 @@ fn what_is_older_than_the_retention_is_a_gap_then_the_tail() {
 }
 
 #[test]
+fn a_client_that_has_everything_meets_no_gap() {
+    // Its cursor was never written, but its own word is younger than the floor.
+    let limits = Limits {
+        flush_ms: u32::MAX,
+        ..Limits::default()
+    };
+    let mut world = World::new(1, limits);
+    fill(&mut world, 1);
+    let bob = world.login(2, 1);
+    world.cut(bob);
+    world.sleep(366 * 86_400_000);
+    let alice = world.login(1, 1);
+    world.say(alice, 2, "new");
+    world.run();
+    let newest = inbox(&world)[1];
+    let bob = world.open(0, 2, 1, |hello| hello.last_seq = newest);
+    assert_eq!(ops(&world.run_and_take(bob)), [Op::Welcome, Op::Synced]);
+}
+
+#[test]
 fn what_is_nothing_for_a_device_is_passed_over_by_synced() {
     // O3: one's own message to oneself, and one whose time is over.
     let mut world = world(1);
@@ -371,6 +391,19 @@ fn a_page_that_fails_is_read_again() {
     world.advance(1_000);
     assert_eq!(world.store.executed(), executed + 2);
     world.advance(1_000);
+    assert_eq!(texts(&world.take(bob)), numbers(0..3));
+}
+
+#[test]
+fn a_page_that_gets_nowhere_is_not_asked_for_without_pause() {
+    let mut world = world(1);
+    fill(&mut world, 3);
+    world.store.stall_pages(3);
+    let executed = world.store.executed();
+    let bob = world.login(2, 1);
+    assert!(world.store.executed() <= executed + 3);
+    assert_eq!(ops(&world.take(bob)), [Op::Welcome]);
+    world.advance(2_000);
     assert_eq!(texts(&world.take(bob)), numbers(0..3));
 }
 

@@ -160,7 +160,7 @@ fn an_attempt_that_takes_too_long_times_out_and_is_adopted_later() {
     world.run();
     world.store.release();
     let got = world.run_and_take(alice);
-    assert_eq!(sent(&got, last.corr).1, false);
+    assert!(!sent(&got, last.corr).1);
     assert_eq!(entries(&world, 1, 2), 1);
     world.advance(20_000);
     assert_idle(&world);

@@ -1,6 +1,6 @@
 //! Completions as a closed enum of what happened.
 
-use super::token::Key;
+use super::{request::AcceptMode, token::Key};
 use std::fmt;
 
 /// A negative result of the kernel, as its positive number.
@@ -61,6 +61,7 @@ impl Lent {
 #[must_use]
 pub(crate) enum Completion {
     Accepted {
+        mode: AcceptMode,
         result: Result<Slot, Errno>,
         last: bool,
     },
@@ -92,10 +93,11 @@ pub(crate) enum Completion {
     Closed {
         key: Key,
     },
-    /// Another shard, or a thread outside of the shards, has something for this one. `last` is said
-    /// of the request that watches the bell.
-    Woken {
-        bell_ended: bool,
+    /// Another shard has something for this one.
+    Woken,
+    /// A thread outside of the shards has. After the `last` the bell is not watched any more.
+    Rung {
+        last: bool,
     },
     Tick {
         last: bool,

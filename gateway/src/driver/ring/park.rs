@@ -1,13 +1,18 @@
-//! The two eventfds of a shard: the doorbell, on which it sleeps through glommio, and the bell,
-//! with which threads outside of the shards wake it.
+//! How a shard is reached while it waits: the doorbell, on which it sleeps through glommio, and the
+//! bell, with which threads outside of the shards wake it.
 //!
-//! The doorbell is registered with the ring and rung by the kernel for each completion, but only
-//! while it is enabled: a busy shard looks at its ring anyway. The bell is watched *by* the ring with
-//! a multishot POLL, so one write to it ends a block in the ring and, through the doorbell, a
-//! sleep in glommio. It is never read: the counter has room for 2^64 - 2 rings.
+//! The doorbell is an eventfd, registered with the ring and rung by the kernel for each completion,
+//! but only while it is enabled: a busy shard looks at its ring anyway. The bell is a pipe, watched
+//! *by* the ring with a multishot POLL, so one byte in it ends a block in the ring and, through the
+//! doorbell, a sleep in glommio.
+//!
+//! The bell must not be an eventfd. Where a write to one eventfd completes a request of a ring that
+//! signals another, Linux (seen on 6.18) defers the second signal and does so only once in the
+//! life of the ring; all later ones are dropped, and the shard sleeps on.
 
 use super::{Ring, RingError};
 use glommio::io::BufferedFile;
+use rustix::pipe::{PipeFlags, pipe_with};
 use std::{
     io,
     os::fd::{AsRawFd, BorrowedFd, FromRawFd, IntoRawFd, OwnedFd, RawFd},
@@ -15,24 +20,37 @@ use std::{
 
 /// Wakes a shard from any thread.
 #[derive(Debug)]
-pub(crate) struct Bell(OwnedFd);
+pub(crate) struct Bell {
+    heard: OwnedFd,
+    pulled: OwnedFd,
+}
 
 impl Bell {
     pub(crate) fn new() -> Result<Self, RingError> {
-        eventfd().map(Self).map_err(RingError::Create)
+        let flags = PipeFlags::CLOEXEC | PipeFlags::NONBLOCK;
+        let (heard, pulled) = pipe_with(flags).map_err(|error| RingError::Create(error.into()))?;
+        Ok(Self { heard, pulled })
     }
 
-    /// Cannot block: the counter would have to be full.
+    /// Never blocks.
     pub(crate) fn ring(&self) {
-        // An eventfd takes exactly eight bytes. It fails only when the counter is full, and then
-        // the bell has been rung.
-        let _ = rustix::io::write(&self.0, &1_u64.to_ne_bytes());
+        // It fails only when the pipe is full of rings that nobody has heard yet.
+        let _ = rustix::io::write(&self.pulled, &[1]);
+    }
+
+    /// Forgets the rings so far, which have been heard. A ring that comes meanwhile is either
+    /// forgotten with them, before its listener looks at its queues, or heard again.
+    pub(crate) fn quiet(&self) {
+        let mut rings = [0; 64];
+        while matches!(rustix::io::read(&self.heard, &mut rings), Ok(count) if count == rings.len())
+        {
+        }
     }
 }
 
 impl AsRawFd for Bell {
     fn as_raw_fd(&self) -> RawFd {
-        self.0.as_raw_fd()
+        self.heard.as_raw_fd()
     }
 }
 

@@ -113,7 +113,9 @@ fn probe() -> Result<Features, ProbeError> {
     // A socket from one ring's table to the other's, and bytes through it.
     let handle = target.handle().map_err(|error| explain(error, &kernel))?;
     let from = Slot(0);
-    source.insert(ours.as_raw_fd(), from).map_err(|error| explain(error, &kernel))?;
+    source
+        .insert(ours.as_raw_fd(), from)
+        .map_err(|error| explain(error, &kernel))?;
     source.hand_over(Key::NONE, from, &handle);
     let arrived = wait_for(&mut source, |completion| match completion {
         Completion::HandedOver { result, .. } => Some(result.ok()),
@@ -133,11 +135,13 @@ fn probe() -> Result<Features, ProbeError> {
     let listener = std::net::TcpListener::bind(("127.0.0.1", 0)).map_err(|error| other(&error))?;
     let address = listener.local_addr().map_err(|error| other(&error))?;
     source.accept(listener.as_fd(), AcceptMode::Multishot);
-    source.submit_and_reap().map_err(|error| explain(error, &kernel))?;
+    source
+        .submit_and_reap()
+        .map_err(|error| explain(error, &kernel))?;
     for _ in 0..2 {
         let _client = std::net::TcpStream::connect(address).map_err(|error| other(&error))?;
         let accepted = wait_for(&mut source, |completion| match completion {
-            Completion::Accepted { result, last } => Some(result.is_ok() && !last),
+            Completion::Accepted { result, last, .. } => Some(result.is_ok() && !last),
             _ => None,
         })?;
         if accepted != Some(true) {
@@ -157,7 +161,8 @@ fn wait_for<T>(
 ) -> Result<Option<T>, ProbeError> {
     let until = Instant::now() + PATIENCE;
     while Instant::now() < until {
-        ring.submit_and_reap().map_err(|error| ProbeError::Other(error.to_string()))?;
+        ring.submit_and_reap()
+            .map_err(|error| ProbeError::Other(error.to_string()))?;
         while let Some(completion) = ring.next_completion() {
             if let Some(found) = wanted(&completion) {
                 return Ok(Some(found));
@@ -171,7 +176,8 @@ fn wait_for<T>(
 fn receive(ring: &mut Ring) -> Result<Option<Vec<u8>>, ProbeError> {
     let until = Instant::now() + PATIENCE;
     while Instant::now() < until {
-        ring.submit_and_reap().map_err(|error| ProbeError::Other(error.to_string()))?;
+        ring.submit_and_reap()
+            .map_err(|error| ProbeError::Other(error.to_string()))?;
         while let Some(completion) = ring.next_completion() {
             if let Completion::Received { lent, .. } = completion {
                 let bytes = lent.as_ref().map(|lent| ring.bytes(lent).to_vec());

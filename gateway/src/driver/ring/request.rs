@@ -25,6 +25,21 @@ pub(crate) enum AcceptMode {
     Once,
 }
 
+impl AcceptMode {
+    /// Tells the completions of the two kinds apart.
+    pub(crate) const fn key(self) -> Key {
+        Key::new(self as u32, 0)
+    }
+
+    const fn of_key(key: Key) -> Self {
+        if key.index == Self::Multishot as u32 {
+            Self::Multishot
+        } else {
+            Self::Once
+        }
+    }
+}
+
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum ReadMode {
     /// Waits until bytes come.
@@ -41,13 +56,11 @@ impl Ring {
             AcceptMode::Multishot => opcode::AcceptMulti::new(fd)
                 .allocate_file_index(true)
                 .build(),
-            AcceptMode::Once => {
-                opcode::Accept::new(fd, std::ptr::null_mut(), std::ptr::null_mut())
-                    .file_index(Some(types::DestinationSlot::auto_target()))
-                    .build()
-            }
+            AcceptMode::Once => opcode::Accept::new(fd, std::ptr::null_mut(), std::ptr::null_mut())
+                .file_index(Some(types::DestinationSlot::auto_target()))
+                .build(),
         };
-        self.push(Op::Accept, Key::NONE, entry);
+        self.push(Op::Accept, mode.key(), entry);
     }
 
     /// Reports every edge of readable, hung up and failed, until it is cancelled.
@@ -126,8 +139,8 @@ impl Ring {
         self.push(Op::Ignore, Key::NONE, entry);
     }
 
-    /// Reports each ringing, without a read: a write to an eventfd is an edge even when it is
-    /// readable already.
+    /// Reports ringing: a byte written to a pipe that is polled is an edge even when there are some
+    /// in it already.
     pub(crate) fn watch(&mut self, bell: &Bell) {
         let fd = types::Fd(bell.as_raw_fd());
         let poll = opcode::PollAdd::new(fd, libc::POLLIN as u32).multi(true);
@@ -138,6 +151,13 @@ impl Ring {
     /// for the end of connections, never for each message.
     pub(crate) fn cancel(&mut self, op: Op, key: Key) {
         let cancel = opcode::AsyncCancel::new(pack(op, key)).build();
+        self.push(Op::Ignore, Key::NONE, cancel);
+    }
+
+    /// The same for all requests of this name.
+    pub(crate) fn cancel_each(&mut self, op: Op, key: Key) {
+        let named = types::CancelBuilder::user_data(pack(op, key)).all();
+        let cancel = opcode::AsyncCancel2::new(named).build();
         self.push(Op::Ignore, Key::NONE, cancel);
     }
 
@@ -207,8 +227,8 @@ impl Ring {
         }
         match op {
             Op::Ignore => Completion::Nothing,
-            Op::Wake => Completion::Woken { bell_ended: false },
-            Op::Bell => Completion::Woken { bell_ended: last },
+            Op::Wake => Completion::Woken,
+            Op::Bell => Completion::Rung { last },
             Op::Tick => {
                 self.tick_armed &= !last;
                 Completion::Tick { last }
@@ -218,6 +238,7 @@ impl Ring {
                 Completion::Deadline
             }
             Op::Accept => Completion::Accepted {
+                mode: AcceptMode::of_key(key),
                 result: result.map(|slot| Slot(slot as u32)),
                 last,
             },
