@@ -238,7 +238,10 @@ pub(crate) fn main() -> Result<(), Box<dyn std::error::Error>> {
     let log_in = |user: u64, seed: u64| {
         let token = format!("token of {user}");
         let config = SessionConfig::new(UserId(user), DeviceId(1), token);
-        Client::connect(address.as_str(), Session::new(config, SessionState::default(), seed))
+        Client::connect(
+            address.as_str(),
+            Session::new(config, SessionState::default(), seed),
+        )
     };
     let seed = std::time::UNIX_EPOCH.elapsed()?.as_nanos() as u64;
     let (one, two) = (log_in(1, seed)?, log_in(2, seed + 1)?);

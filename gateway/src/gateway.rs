@@ -435,5 +435,9 @@ fn slots(wanted: u32) -> u32 {
     let limit = limit.current.map_or(SLOTS_MAX, |files| {
         u32::try_from(files).unwrap_or(SLOTS_MAX).min(SLOTS_MAX)
     });
-    if wanted == 0 { limit } else { wanted.min(limit) }
+    if wanted == 0 {
+        limit
+    } else {
+        wanted.min(limit)
+    }
 }

@@ -284,7 +284,10 @@ mod tests {
         check(Kind::Invalid, StoreError::Invalid);
         check(Kind::Fatal, StoreError::Fatal);
         let later = Error::overloaded(Duration::from_millis(70), "full");
-        assert_eq!(failure(&later), StoreError::Overloaded { retry_after_ms: 70 });
+        assert_eq!(
+            failure(&later),
+            StoreError::Overloaded { retry_after_ms: 70 }
+        );
         assert_eq!(answer(Ok(Reply::Ceiling(Seq(1)))), Err(StoreError::Invalid));
     }
 }

@@ -117,7 +117,9 @@ impl Acceptor {
     /// with one, so that it does not come and go.
     fn plan(&self, in_use: usize) -> Plan {
         let in_use = u32::try_from(in_use).unwrap_or(u32::MAX);
-        let room = self.slots.saturating_sub(in_use.saturating_add(self.reserve));
+        let room = self
+            .slots
+            .saturating_sub(in_use.saturating_add(self.reserve));
         let needed = match self.multishot {
             Multishot::Running => BACKLOG + SINGLES_MAX,
             Multishot::Off | Multishot::Cancelled => 2 * BACKLOG,
@@ -182,7 +184,8 @@ impl Driver {
                 self.tallies.bump(Tally::Accepted);
                 let index = self.sockets.occupy(slot, State::Greeting);
                 let conn = self.sockets.conn(index);
-                self.core.handle(self.now, Input::Opened { conn }, &mut self.fx);
+                self.core
+                    .handle(self.now, Input::Opened { conn }, &mut self.fx);
                 self.sockets.want_read(index);
             }
             Err(Errno::CANCELED) => {}
@@ -217,12 +220,20 @@ mod tests {
         assert_eq!(large.plan(0), Plan::Multishot);
         assert_eq!(large.plan(11_297), Plan::Singles(SINGLES_MAX));
         large.multishot = Multishot::Running;
-        assert_eq!(large.plan(11_297), Plan::Multishot, "it goes on for a while");
+        assert_eq!(
+            large.plan(11_297),
+            Plan::Multishot,
+            "it goes on for a while"
+        );
         assert_eq!(large.plan(15_376), Plan::Multishot);
         assert_eq!(large.plan(15_377), Plan::Singles(SINGLES_MAX));
         large.multishot = Multishot::Off;
         assert_eq!(large.plan(19_485), Plan::Singles(3));
-        assert_eq!(large.plan(19_488), Plan::Singles(0), "the rest is for adoptions");
+        assert_eq!(
+            large.plan(19_488),
+            Plan::Singles(0),
+            "the rest is for adoptions"
+        );
         assert_eq!(large.plan(20_050), Plan::Singles(0));
         let alone = acceptor(16, 1);
         assert_eq!(alone.plan(0), Plan::Singles(16));

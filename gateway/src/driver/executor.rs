@@ -6,7 +6,7 @@
 //! glommio until a completion rings the doorbell: an idle process uses no CPU.
 //!
 //! # Invariants
-//! - No borrow of anything shared lives across the awaits; there are three.
+//! - No borrow of anything shared lives across the awaits; there are two.
 //! - Before it blocks or sleeps, a shard announces it and looks at its queues once more.
 //! - A shard that fails ends the process: half a gateway is worse than a wave of reconnects.
 
@@ -39,8 +39,10 @@ use std::{
 const TICK: Duration = Duration::from_millis(2);
 /// Ticks without work before a shard sleeps.
 const QUIET_TICKS: u32 = 4;
-/// glommio's timers fire late by as much as this while the shard is busy.
-const PREEMPT: Duration = Duration::from_millis(2);
+/// glommio's preemption timer, which must not fire: when it does between two looks of the executor
+/// (a thread that lost its CPU for that long is enough), glommio 0.9 goes to sleep although a task
+/// is ready, and nothing wakes it. The gateway needs neither preemption nor glommio's timers.
+const PREEMPT: Duration = Duration::from_secs(86_400);
 /// glommio registers this much with each of its three rings; the gateway does no file I/O there.
 const IO_MEMORY_BYTES: usize = 256 << 10;
 const RING_DEPTH: usize = 128;
@@ -261,8 +263,6 @@ impl Driver {
                 self.sleep(doorbell).await?;
             } else if ticked {
                 glommio::executor().yield_task_queue_now().await;
-            } else {
-                glommio::executor().yield_if_needed().await;
             }
         }
         self.publish();

@@ -27,7 +27,6 @@ mod counters;
 mod executor;
 mod handover;
 mod mesh;
-#[allow(unsafe_code)]
 mod ring;
 mod send;
 mod socket;

@@ -268,7 +268,9 @@ impl Driver {
                 self.sockets.get_mut(index).readable = true;
                 self.read_on(index);
             }
-            Err(Errno::AGAIN | Errno::CANCELED) => {}
+            // POLL may have seen more since.
+            Err(Errno::AGAIN) => self.read_on(index),
+            Err(Errno::CANCELED) => {}
             Err(_) => self.fail(index),
         }
         match self.sockets.get(index).state {
@@ -421,7 +423,8 @@ impl Driver {
         let until_us = self.now.mono_us + LEAVE_MAX_US;
         let key = self.sockets.key(index);
         let socket = self.sockets.get_mut(index);
-        let silent = last.is_empty() && !(socket.sending && !socket.ended);
+        // Nothing is to be said, or nobody is there to hear it.
+        let silent = last.is_empty() && (socket.ended || !socket.sending);
         match socket.state {
             State::Greeting | State::Open if silent => return self.begin_close(index),
             State::Greeting | State::Open => {}

@@ -100,9 +100,15 @@ fn a_reader_that_never_reads_is_closed_and_loses_nothing() {
         from.until(&Got::Sent { corr });
     }
     eventually("the victim is closed", || {
-        sum(&gateway, "portico_connections_closed_total", "code=\"4003\"") == 1
+        sum(
+            &gateway,
+            "portico_connections_closed_total",
+            "code=\"4003\"",
+        ) == 1
     });
-    eventually("and its slot is free", || sum(&gateway, "portico_sockets", "") == 1);
+    eventually("and its slot is free", || {
+        sum(&gateway, "portico_sockets", "") == 1
+    });
     drop(victim);
     // It comes back, and reads this time.
     let mut victim = Client::connect(address);
@@ -164,7 +170,11 @@ fn stopping_is_quick_when_nobody_is_there_and_bounded_when_somebody_is() {
     let gateway = start(options(2));
     let begun = Instant::now();
     gateway.stop(PATIENCE).unwrap();
-    assert!(begun.elapsed() < Duration::from_secs(2), "{:?}", begun.elapsed());
+    assert!(
+        begun.elapsed() < Duration::from_secs(2),
+        "{:?}",
+        begun.elapsed()
+    );
 
     let gateway = start(options(2));
     let mut clients: Vec<Client> = (1..=10)
@@ -172,7 +182,11 @@ fn stopping_is_quick_when_nobody_is_there_and_bounded_when_somebody_is() {
         .collect();
     let begun = Instant::now();
     let _ = gateway.stop(Duration::from_millis(600));
-    assert!(begun.elapsed() < Duration::from_secs(5), "{:?}", begun.elapsed());
+    assert!(
+        begun.elapsed() < Duration::from_secs(5),
+        "{:?}",
+        begun.elapsed()
+    );
     for client in &mut clients {
         while !matches!(client.try_next(), Ok(None) | Err(_)) {}
     }

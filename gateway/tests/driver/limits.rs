@@ -67,7 +67,11 @@ fn a_full_home_refuses_and_recovers() {
     let mut clients = Vec::new();
     // Users hash to their homes unevenly, so some may find theirs full.
     while let Some(user) = waiting.pop() {
-        assert!(begun.elapsed() < 2 * PATIENCE, "stuck with {} users left", waiting.len() + 1);
+        assert!(
+            begun.elapsed() < 2 * PATIENCE,
+            "stuck with {} users left",
+            waiting.len() + 1
+        );
         let mut client = Client::connect(address);
         client.user = user;
         client.write(&hello(user));

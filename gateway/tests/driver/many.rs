@@ -122,7 +122,9 @@ fn an_idle_gateway_sleeps() {
             .into_iter()
             .filter(|(id, _)| !before.contains_key(id));
         let new: Vec<(String, u64)> = new.map(|(_, thread)| thread).collect();
-        let shards = new.iter().filter(|(name, _)| name.starts_with("portico-shard"));
+        let shards = new
+            .iter()
+            .filter(|(name, _)| name.starts_with("portico-shard"));
         assert!(shards.count() >= 2, "{new:?}");
         new.iter().map(|(_, cpu)| cpu).sum::<u64>()
     };
@@ -131,7 +133,10 @@ fn an_idle_gateway_sleeps() {
     assert!(start_parks > 0);
     thread::sleep(Duration::from_secs(2));
     let (used_ns, parked) = (cpu_ns() - start_ns, parks() - start_parks);
-    assert!(used_ns < 2_000_000, "{used_ns} ns in two seconds, {parked} parks");
+    assert!(
+        used_ns < 2_000_000,
+        "{used_ns} ns in two seconds, {parked} parks"
+    );
     drop(clients);
     gateway.stop(PATIENCE).unwrap();
 }

@@ -40,7 +40,10 @@ fn a_port_is_free_again_after_the_end() {
     let listen = gateway.local_addr();
     let _client = Client::login(listen, 1);
     drop(gateway);
-    let gateway = start(GatewayOptions { listen, ..options(2) });
+    let gateway = start(GatewayOptions {
+        listen,
+        ..options(2)
+    });
     Client::login(listen, 1);
     gateway.stop(PATIENCE).unwrap();
 }
@@ -58,7 +61,10 @@ fn nonsense_is_refused() {
         ..options(1)
     };
     assert!(matches!(refusal(no_cpu), StartError::NoSuchCpu(100_000)));
-    assert!(matches!(refusal(options(5_000)), StartError::TooManyShards(5_000)));
+    assert!(matches!(
+        refusal(options(5_000)),
+        StartError::TooManyShards(5_000)
+    ));
     let mut odd_ring = options(2);
     odd_ring.ring.buffers = 100;
     let error = refusal(odd_ring);
@@ -72,7 +78,10 @@ fn a_store_from_the_future_is_refused() {
     let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH);
     let now_us = now.unwrap().as_micros() as u64;
     let day_us = 24 * 3_600 * 1_000_000;
-    for (ahead_us, refused) in [(day_us - 60_000_000, false), (3 * day_us + 60_000_000, true)] {
+    for (ahead_us, refused) in [
+        (day_us - 60_000_000, false),
+        (3 * day_us + 60_000_000, true),
+    ] {
         let store = Store::new();
         let messages: Arc<dyn Backend<Messages>> = store.messages(Limits::default()).unwrap();
         set_cursor(&messages, now_us + ahead_us);

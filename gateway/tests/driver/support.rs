@@ -75,7 +75,11 @@ pub(crate) fn sum(gateway: &Gateway, name: &str, labels: &str) -> u64 {
     let named = |metric: &&portico_gateway::Metric| metric.name == name && metric.labels == labels;
     let all = metrics.shards.iter().flatten().filter(named);
     let values: Vec<u64> = all.map(|metric| metric.value).collect();
-    assert_eq!(values.len(), gateway.shards(), "no metric {name}{{{labels}}}");
+    assert_eq!(
+        values.len(),
+        gateway.shards(),
+        "no metric {name}{{{labels}}}"
+    );
     values.into_iter().sum()
 }
 
@@ -126,8 +130,14 @@ pub(crate) fn threads() -> HashMap<u64, (String, u64)> {
 pub(crate) enum Got {
     Welcome,
     Synced,
-    Sent { corr: u32 },
-    Message { seq: Seq, from: UserId, body: Vec<u8> },
+    Sent {
+        corr: u32,
+    },
+    Message {
+        seq: Seq,
+        from: UserId,
+        body: Vec<u8>,
+    },
     Close(CloseCode),
     Other(u8),
 }

@@ -1,12 +1,15 @@
 //! Users with several devices, devices with several connections, and messages that are not kept.
 
-use crate::harness::{Gateway, PATIENCE, Setup, eventually, quiet_port};
+use crate::harness::{
+    Gateway, Message, PATIENCE, Peer, Setup, eventually, new_msg_id, quiet_port,
+};
 use portico_client::{
     Client, OwnedEvent, Phase, SendOptions, Session, SessionConfig, SessionState, plain_envelope,
 };
 use portico_wire::{
     CloseCode, Flags, Op,
     ids::{Seq, UserId},
+    message::Hello,
 };
 
 #[test]
@@ -28,6 +31,7 @@ fn every_device_of_both_users_gets_a_message_but_its_author() {
     author.has_no(Op::Deliver);
 
     // A device that was away gets it from the log, the author's own copy included.
+    gateway.has_stored_acks(3);
     drop(sibling);
     eventually("the device is gone", || {
         (gateway.metrics().get("portico_sessions") == 3).then_some(())
@@ -72,12 +76,22 @@ fn what_is_not_acknowledged_comes_again_and_what_is_does_not() {
     let first: Vec<_> = (0..10).map(|_| reader.message()).collect();
     assert!(first.windows(2).all(|pair| pair[0].seq < pair[1].seq));
     reader.ack(first[5].seq);
-    reader.ping();
+    gateway.has_stored_acks(6);
     drop(reader);
-    // Cursors are written behind; the acknowledgement counts at once all the same.
     let mut reader = gateway.login(2, 1);
     let again: Vec<_> = (6..10).map(|_| reader.message()).collect();
     assert_eq!(again, first[6..]);
+    reader.has_no(Op::Deliver);
+    // A client that knows where it is does not depend on what the gateway remembers of it.
+    drop(reader);
+    let token = gateway.token(2, 1);
+    let hello = Hello {
+        token: Some(&token),
+        last_seq: first[8].seq,
+        ..Hello::default()
+    };
+    let mut reader = Peer::login_with(gateway.connect(), &hello);
+    assert_eq!(reader.message(), first[9]);
     reader.has_no(Op::Deliver);
 }
 
@@ -85,12 +99,12 @@ fn what_is_not_acknowledged_comes_again_and_what_is_does_not() {
 fn a_reader_decides_how_much_is_under_way() {
     let gateway = Gateway::start();
     let token = gateway.token(2, 1);
-    let hello = portico_wire::message::Hello {
+    let hello = Hello {
         token: Some(&token),
         receive_max: 3,
-        ..portico_wire::message::Hello::default()
+        ..Hello::default()
     };
-    let mut reader = crate::harness::Peer::login_with(gateway.connect(), &hello);
+    let mut reader = Peer::login_with(gateway.connect(), &hello);
     let mut sender = gateway.login(1, 1);
     for n in 0..10 {
         sender.send(2, &n.to_string());
@@ -133,7 +147,7 @@ fn a_repeated_message_gets_its_first_answer() {
     let (_, duplicate) = other.sent(9);
     assert!(!duplicate);
     let message = reader.take("the other's message", |frame| {
-        crate::harness::Message::decode(frame).filter(|message| message.from == UserId(3))
+        Message::decode(frame).filter(|message| message.from == UserId(3))
     });
     assert_eq!(message.text, "not the same");
 }
@@ -143,7 +157,7 @@ fn ephemeral_messages_reach_who_is_there_and_are_not_kept() {
     let gateway = Gateway::start();
     let (mut sender, mut reader) = (gateway.login(1, 1), gateway.login(2, 1));
     let corr = sender.next_corr();
-    let id = crate::harness::new_msg_id();
+    let id = new_msg_id();
     sender.post_as(corr, 2, id, Flags::EPHEMERAL, "now or never");
     assert_eq!(sender.reply(corr).known_op(), Some(Op::Done));
     let message = reader.message();
@@ -195,7 +209,6 @@ fn a_client_comes_back_by_itself() {
     }
     eventually("all sent", || (writer.unsent() == 0).then_some(()));
 
-    // It leaves a draining gateway by itself, too, and says good-bye in order.
     assert_eq!(writer.phase(), Phase::Live);
     let options = SendOptions {
         ephemeral: true,
@@ -209,6 +222,7 @@ fn a_client_comes_back_by_itself() {
         _ => None,
     });
     assert!(bye.is_some());
+    // It says good-bye in good order.
     let normal = gateway.watch(r#"portico_connections_closed_total{code="4000"}"#);
     writer.close();
     reader.close();

@@ -1,6 +1,6 @@
 //! What a new user does: serve, look, make a token, chat, stop.
 
-use crate::harness::{Child, Gateway, PATIENCE, Peer, Setup, eventually};
+use crate::harness::{Child, Gateway, PATIENCE, Peer, Setup, eventually, quiet_port};
 use portico_wire::{
     CloseCode, Op,
     message::{Drain, Hello},
@@ -105,10 +105,11 @@ fn two_people_chat_and_what_is_missed_waits() {
 
 #[test]
 fn a_chat_without_a_gateway_keeps_what_was_typed() {
-    let gateway = Gateway::start();
-    let data = gateway.setup().data().display().to_string();
+    // An address that nobody else can get, or the chat would find somebody there.
+    let setup = Setup::new().flag("--listen", quiet_port());
+    let gateway = setup.start();
+    let data = setup.data().display().to_string();
     let nobody = gateway.listen.to_string();
-    let setup = gateway.setup().clone();
     gateway.stop();
     let arguments = ["chat", "--as", "1", "--to", "2", "--data", &data, "--target", &nobody];
     let mut chat = Child::portico(arguments, &[]);

@@ -66,6 +66,7 @@ fn a_thousand_quiet_connections_cost_no_cpu_and_no_descriptors() {
     assert!(last <= CPU_MAX, "{looks:?} in {QUIET:?} each");
 
     // The ring never handed work to kernel threads, and the connections were not asleep for good.
+    assert!(process.cpu() > CPU_MAX, "the logins cost something, so this is the right process");
     let workers: Vec<_> = process.threads();
     assert!(workers.iter().any(|name| name.starts_with("portico-shard")), "{workers:?}");
     assert!(!workers.iter().any(|name| name.starts_with("iou-wrk")), "{workers:?}");

@@ -30,6 +30,7 @@ fn everybody_reaches_everybody() {
                 assert_eq!(peer.receive().text, format!("{from} to {}", at + 1));
             }
         }
+        gateway.await_metric("portico_sessions", |count| count == USERS);
         let metrics = gateway.metrics();
         let moved = metrics.get(r#"portico_handovers_total{result="moved"}"#);
         if shards == 1 {
@@ -41,7 +42,6 @@ fn everybody_reaches_everybody() {
             assert!(metrics.get("portico_mesh_letters_total") > 0);
         }
         assert_eq!(metrics.get(r#"portico_handovers_total{result="failed"}"#), 0);
-        assert_eq!(metrics.get("portico_sessions"), USERS);
     }
 }
 

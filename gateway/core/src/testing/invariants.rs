@@ -107,6 +107,8 @@ impl Shard {
         vec![
             ("lane", self.lane.len() as u64),
             ("queries", self.queries.len() as u64),
+            ("send_deadlines", self.send_deadlines.len() as u64),
+            ("page_retries", self.page_retries.len() as u64),
             ("attempts", self.attempts.len() as u64),
             ("outgoing_bytes", self.outgoing_bytes as u64),
             ("windows", windows.count() as u64),

@@ -408,3 +408,17 @@ fn synced_positions_are_good_for_the_next_login() {
     let client = world.open(0, 1, 1, |hello| hello.last_seq = up_to);
     assert_eq!(ops(&world.run_and_take(client)), [Op::Welcome, Op::Synced]);
 }
+
+#[test]
+fn synced_covers_all_that_is_settled() {
+    // O3: other people's traffic moves it too, and a cursor goes past everything below.
+    let mut world = world(1);
+    let alice = world.login(1, 1);
+    world.say(alice, 2, "not for Carol");
+    world.run();
+    let settled = world.store.inbox(UserId(2))[0].seq;
+    let carol = world.login(3, 1);
+    let got = world.take(carol);
+    assert_eq!(ops(&got), [Op::Welcome, Op::Synced]);
+    assert_eq!(Seq(got[1].seq_header().seq), settled);
+}

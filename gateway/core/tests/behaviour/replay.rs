@@ -135,6 +135,25 @@ fn nothing_is_delivered_while_receive_max_is_zero() {
 }
 
 #[test]
+fn a_pause_that_comes_while_a_page_is_read_holds() {
+    // O4: the page was asked for under an earlier receive_max.
+    let mut world = world(1);
+    fill(&mut world, 4);
+    world.store.hold(&[CmdKind::Replay]);
+    let bob = world.open(0, 2, 1, |_| {});
+    world.run();
+    world.ack(bob, Seq(0), 1);
+    world.run();
+    world.store.release();
+    let got = world.run_and_take(bob);
+    assert_eq!(texts(&got), numbers(0..1));
+    assert!(!ops(&got).contains(&Op::Synced));
+    let last = world.last_seq(bob);
+    world.ack(bob, last, 100);
+    assert_eq!(texts(&world.run_and_take(bob)), numbers(1..4));
+}
+
+#[test]
 fn a_device_that_was_never_here_gets_all_that_is_kept() {
     let mut world = world(1);
     fill(&mut world, 5);
@@ -259,15 +278,14 @@ fn what_is_older_than_the_retention_is_a_gap_then_the_tail() {
 
 #[test]
 fn a_client_that_has_everything_meets_no_gap() {
-    // Its cursor was never written, but its own word is younger than the floor.
-    let limits = Limits {
-        flush_ms: u32::MAX,
-        ..Limits::default()
-    };
-    let mut world = World::new(1, limits);
+    // The server's cursor is older than the floor, the client's own word is not.
+    let mut world = world(1);
     fill(&mut world, 1);
     let bob = world.login(2, 1);
+    world.advance(3_000);
     world.cut(bob);
+    let cursor = world.store.cursor(UserId(2), DeviceId(1));
+    assert_eq!(cursor, Some(inbox(&world)[0]));
     world.sleep(366 * 86_400_000);
     let alice = world.login(1, 1);
     world.say(alice, 2, "new");

@@ -91,6 +91,27 @@ fn a_repeat_of_what_was_accepted_unseen_is_found() {
 }
 
 #[test]
+fn what_is_shown_after_a_repeat_is_what_was_stored() {
+    // A client that says something else under the same name changes nothing.
+    let mut world = world(1);
+    let (alice, bob) = (world.login(1, 1), world.login(2, 1));
+    let desk = world.login(1, 2);
+    let message = world.say(alice, 2, "first");
+    sent(&world.run_and_take(alice), message.corr);
+    world.take(bob);
+    world.take(desk);
+    let other = Outgoing {
+        body: b"second".to_vec(),
+        ..message
+    };
+    let again = repeat(&mut world, alice, &other);
+    assert!(sent(&world.run_and_take(alice), again.corr).1);
+    // O8: it comes again, under a fresh number.
+    assert_eq!(texts(&world.take(bob)), ["first"]);
+    assert_eq!(texts(&world.take(desk)), ["first"]);
+}
+
+#[test]
 fn a_repeat_adopts_the_attempt_that_is_still_on_its_way() {
     // O11: looked for among the writes in flight, or a fast reconnect would be accepted twice.
     for shards in 1..=2 {
@@ -355,6 +376,27 @@ fn a_repeat_while_the_store_is_full_still_adopts() {
     let got = world.run_and_take(alice);
     sent(&got, again.corr);
     assert_eq!(world.count(Counter::Duplicates), 0);
+}
+
+#[test]
+fn deadlines_behind_a_slow_attempt_do_not_pile_up() {
+    let mut world = World::new(1, Limits::test_min());
+    let alice = world.login(1, 1);
+    world.store.hold(&[CmdKind::Find]);
+    let mut slow = world.message(alice, 2, "slow");
+    slow.flags = Flags::RETRY;
+    world.post(alice, &slow);
+    for _ in 0..200 {
+        let message = world.say(alice, 3, "fast");
+        sent(&world.run_and_take(alice), message.corr);
+    }
+    let residue = world.shard(0).residue();
+    let deadlines = residue.iter().find(|(name, _)| *name == "send_deadlines");
+    let most = 2 * Limits::test_min().store_requests_max as u64;
+    assert!(deadlines.is_some_and(|(_, count)| (1..=most).contains(count)));
+    world.store.release();
+    world.run();
+    assert_eq!(world.store.inbox(UserId(2)).len(), 1);
 }
 
 #[test]

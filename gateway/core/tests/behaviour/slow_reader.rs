@@ -100,6 +100,23 @@ fn who_takes_nothing_for_half_a_minute_is_closed() {
 }
 
 #[test]
+fn a_queue_full_of_answers_counts_as_well() {
+    // No message at all, and not a word after the burst: half a minute, not the whole heartbeat.
+    let mut world = world(1);
+    let client = world.login(1, 1);
+    world.set_reading(client, false);
+    let mut pings = Vec::new();
+    for corr in 1..=5_000 {
+        put_ping(&mut pings, corr, 60);
+    }
+    world.write(client, &pings);
+    world.advance(29_000);
+    assert_eq!(world.count(Counter::ClosedSlow), 0);
+    world.advance(2_500);
+    assert_eq!(world.count(Counter::ClosedSlow), 1);
+}
+
+#[test]
 fn who_takes_a_little_now_and_then_is_not() {
     let mut world = world(1);
     let (alice, bob) = (world.login(1, 1), world.login(2, 1));

@@ -199,6 +199,13 @@ impl Gateway {
         })
     }
 
+    /// Waits until so many acknowledgements have been heard and the cursors are in the store, where a
+    /// later login finds them.
+    pub(crate) fn has_stored_acks(&self, count: u64) {
+        self.await_metric("portico_messages_acknowledged_total", |acks| acks >= count);
+        self.await_metric("portico_unsaved", |count| count == 0);
+    }
+
     /// Two users whom nobody has seen talk, and the operator is told that all is well.
     pub(crate) fn still_serves(&self) {
         static NEXT: AtomicU64 = AtomicU64::new(FRESH_USER_FIRST);

@@ -226,7 +226,7 @@ fn a_damaged_hello_never_gets_further_than_it_should() {
 #[test]
 fn a_hello_without_a_flatbuffer_is_refused() {
     let gateway = Gateway::start();
-    for body in [&b""[..], b"\xff\xff\xff\xff", &[0; 64], &[0xff; 64]] {
+    for body in [&b""[..], b"\xff\xff\xff\xff", &[1; 64], &[0xff; 64]] {
         let mut bytes = Vec::new();
         put_body(&mut bytes, Op::Hello as u8, Flags::NONE, 1, 0, body);
         is_closed(&gateway, CLOSED_PROTOCOL, CloseCode::PROTOCOL_ERROR, &bytes);

