@@ -1,8 +1,6 @@
 //! Users with several devices, devices with several connections, and messages that are not kept.
 
-use crate::harness::{
-    Gateway, Message, PATIENCE, Peer, Setup, eventually, new_msg_id, quiet_port,
-};
+use crate::harness::{Gateway, Message, PATIENCE, Peer, Setup, eventually, new_msg_id, quiet_port};
 use portico_client::{
     Client, OwnedEvent, Phase, SendOptions, Session, SessionConfig, SessionState, plain_envelope,
 };
@@ -21,7 +19,10 @@ fn every_device_of_both_users_gets_a_message_but_its_author() {
     let conv_seq = author.send(2, "to all");
     for device in &mut others {
         let message = device.receive();
-        assert_eq!((message.text.as_str(), message.conv_seq), ("to all", conv_seq));
+        assert_eq!(
+            (message.text.as_str(), message.conv_seq),
+            ("to all", conv_seq)
+        );
         assert_eq!((message.peer, message.from), (UserId(1), UserId(1)));
         assert_eq!(message.device.0, 1);
     }
@@ -49,7 +50,10 @@ fn a_note_to_oneself_reaches_the_other_devices() {
     let (mut one, mut two) = (gateway.login(5, 1), gateway.login(5, 2));
     one.send(5, "remember");
     let note = two.receive();
-    assert_eq!((note.peer, note.from, note.text.as_str()), (UserId(5), UserId(5), "remember"));
+    assert_eq!(
+        (note.peer, note.from, note.text.as_str()),
+        (UserId(5), UserId(5), "remember")
+    );
     one.has_no(Op::Deliver);
 }
 
@@ -162,7 +166,10 @@ fn ephemeral_messages_reach_who_is_there_and_are_not_kept() {
     assert_eq!(sender.reply(corr).known_op(), Some(Op::Done));
     let message = reader.message();
     assert!(message.ephemeral);
-    assert_eq!((message.seq, message.text.as_str()), (Seq(0), "now or never"));
+    assert_eq!(
+        (message.seq, message.text.as_str()),
+        (Seq(0), "now or never")
+    );
     drop(reader);
     eventually("the reader is gone", || {
         (gateway.metrics().get("portico_sessions") == 1).then_some(())

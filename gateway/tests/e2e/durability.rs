@@ -118,7 +118,10 @@ fn nothing_acknowledged_is_lost_by_sixty_kills() {
     }
     pair.agrees();
     let total: usize = writers.iter().map(Writer::sent_count).sum();
-    println!("{total} messages of {WRITERS} writers and {} of the library", pair.sent_count());
+    println!(
+        "{total} messages of {WRITERS} writers and {} of the library",
+        pair.sent_count()
+    );
     assert!(total as u64 > KILLS, "there was no load");
     gateway.still_serves();
 }
@@ -129,7 +132,11 @@ fn kill_while_starting(setup: &Setup, random: &mut Random) {
     let moment = Duration::from_millis(random.below(150));
     thread::sleep(moment);
     child.kill();
-    assert!(!child.err.text().contains("panicked"), "{}", child.err.text());
+    assert!(
+        !child.err.text().contains("panicked"),
+        "{}",
+        child.err.text()
+    );
 }
 
 /// Messages for somebody who is away wait through a good end and a bad one.
@@ -159,7 +166,10 @@ fn messages_wait_through_restarts() {
         let message = reader.receive();
         assert_eq!(message.text, *text);
         let place = (message.seq, message.conv_seq);
-        assert!(last < Some(place), "numbers of the new process are above the old ones");
+        assert!(
+            last < Some(place),
+            "numbers of the new process are above the old ones"
+        );
         last = Some(place);
     }
     reader.has_no(portico_wire::Op::Deliver);

@@ -31,7 +31,12 @@ fn serving_says_one_line_and_admin_pages_answer() {
     let help = gateway.child.err.text();
     let listen = gateway.listen.to_string();
     let data = gateway.setup().data().display().to_string();
-    for part in [listen.as_str(), data.as_str(), "portico chat", "portico-loadgen"] {
+    for part in [
+        listen.as_str(),
+        data.as_str(),
+        "portico chat",
+        "portico-loadgen",
+    ] {
         assert!(help.contains(part), "{part:?} is not in:\n{help}");
     }
     let lines = gateway.stop().out;
@@ -43,7 +48,9 @@ fn a_token_from_the_command_line_logs_in() {
     let gateway = Gateway::start();
     let data = gateway.setup().data().display().to_string();
     let exit = Child::run(
-        &["token", "--data", &data, "--user", "7", "--device", "3", "--ttl", "15m"],
+        &[
+            "token", "--data", &data, "--user", "7", "--device", "3", "--ttl", "15m",
+        ],
         &[],
     );
     assert_eq!((exit.code, exit.err.as_str()), (Some(0), ""));
@@ -111,7 +118,9 @@ fn a_chat_without_a_gateway_keeps_what_was_typed() {
     let data = setup.data().display().to_string();
     let nobody = gateway.listen.to_string();
     gateway.stop();
-    let arguments = ["chat", "--as", "1", "--to", "2", "--data", &data, "--target", &nobody];
+    let arguments = [
+        "chat", "--as", "1", "--to", "2", "--data", &data, "--target", &nobody,
+    ];
     let mut chat = Child::portico(arguments, &[]);
     chat.type_line("for later");
     chat.end_input();
@@ -121,7 +130,9 @@ fn a_chat_without_a_gateway_keeps_what_was_typed() {
 
     let gateway = setup.start();
     let target = gateway.listen.to_string();
-    let arguments = ["chat", "--as", "1", "--to", "2", "--data", &data, "--target", &target];
+    let arguments = [
+        "chat", "--as", "1", "--to", "2", "--data", &data, "--target", &target,
+    ];
     let mut chat = Child::portico(arguments, &[]);
     chat.end_input();
     let exit = chat.wait();
@@ -154,7 +165,10 @@ fn drains(signal: Signal) {
     assert_eq!(stays.closed(), CloseCode::DRAINING);
     let exit = gateway.child.wait();
     assert_eq!(exit.code, Some(0), "{}", exit.err);
-    assert!(TcpStream::connect(gateway.listen).is_err(), "nobody listens");
+    assert!(
+        TcpStream::connect(gateway.listen).is_err(),
+        "nobody listens"
+    );
 
     // It was all stored.
     drop(gateway);
@@ -243,8 +257,15 @@ fn settings_come_from_file_environment_and_flags() {
     let gateway = setup.start();
     let peer = gateway.login(1, 1);
     assert_eq!(peer.welcome.node, "from-file");
-    assert_eq!(peer.welcome.heartbeat_s, 77, "the environment wins over the file");
-    assert_eq!(gateway.metrics().get("portico_shards"), 3, "flags win over all");
+    assert_eq!(
+        peer.welcome.heartbeat_s, 77,
+        "the environment wins over the file"
+    );
+    assert_eq!(
+        gateway.metrics().get("portico_shards"),
+        3,
+        "flags win over all"
+    );
     drop(peer);
     eventually("the session's end", || {
         (gateway.metrics().get("portico_sessions") == 0).then_some(())

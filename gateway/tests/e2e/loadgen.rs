@@ -13,7 +13,15 @@ fn a_short_smoke_run_passes() {
     let gateway = Gateway::start();
     let json = gateway.setup().directory().join("smoke.json");
     let mut command = Command::new(program);
-    command.args(["smoke", "--connections", "200", "--rate", "500", "--duration", "5s"]);
+    command.args([
+        "smoke",
+        "--connections",
+        "200",
+        "--rate",
+        "500",
+        "--duration",
+        "5s",
+    ]);
     command.args(["--target", &gateway.listen.to_string()]);
     command.arg("--data").arg(gateway.setup().data());
     command.arg("--json").arg(&json);

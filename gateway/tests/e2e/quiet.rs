@@ -66,10 +66,19 @@ fn a_thousand_quiet_connections_cost_no_cpu_and_no_descriptors() {
     assert!(last <= CPU_MAX, "{looks:?} in {QUIET:?} each");
 
     // The ring never handed work to kernel threads, and the connections were not asleep for good.
-    assert!(process.cpu() > CPU_MAX, "the logins cost something, so this is the right process");
+    assert!(
+        process.cpu() > CPU_MAX,
+        "the logins cost something, so this is the right process"
+    );
     let workers: Vec<_> = process.threads();
-    assert!(workers.iter().any(|name| name.starts_with("portico-shard")), "{workers:?}");
-    assert!(!workers.iter().any(|name| name.starts_with("iou-wrk")), "{workers:?}");
+    assert!(
+        workers.iter().any(|name| name.starts_with("portico-shard")),
+        "{workers:?}"
+    );
+    assert!(
+        !workers.iter().any(|name| name.starts_with("iou-wrk")),
+        "{workers:?}"
+    );
     let mut sender = gateway.login(5_000, 1);
     for user in [1, CONNECTIONS / 2, CONNECTIONS] {
         sender.send(user, "wake up");

@@ -41,7 +41,10 @@ fn everybody_reaches_everybody() {
             assert!(moved > 0);
             assert!(metrics.get("portico_mesh_letters_total") > 0);
         }
-        assert_eq!(metrics.get(r#"portico_handovers_total{result="failed"}"#), 0);
+        assert_eq!(
+            metrics.get(r#"portico_handovers_total{result="failed"}"#),
+            0
+        );
     }
 }
 
@@ -65,7 +68,15 @@ fn bytes_behind_hello_move_with_the_connection() {
             ..RouteHeader::default()
         };
         let envelope = portico_client::plain_envelope(&user.to_string());
-        put_routed(&mut out, Op::Send as u8, Flags::NONE, 2, 0, &route, &envelope);
+        put_routed(
+            &mut out,
+            Op::Send as u8,
+            Flags::NONE,
+            2,
+            0,
+            &route,
+            &envelope,
+        );
         put_ping(&mut out, 3, 60);
         let mut conn = gateway.connect();
         conn.write_bytes(&out).expect("the gateway reads");

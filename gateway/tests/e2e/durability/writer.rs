@@ -112,12 +112,7 @@ impl Writer {
         }
     }
 
-    fn post(
-        &mut self,
-        conn: &mut RawConnection,
-        corr: u32,
-        number: usize,
-    ) -> Result<(), RawError> {
+    fn post(&mut self, conn: &mut RawConnection, corr: u32, number: usize) -> Result<(), RawError> {
         let letter = &mut self.letters[number];
         let flags = if letter.tried {
             Flags::RETRY
@@ -134,7 +129,9 @@ impl Writer {
         if !frame.flags.contains(Flags::REPLY) {
             return;
         }
-        let number = under_way.remove(&frame.corr).expect("one reply per request");
+        let number = under_way
+            .remove(&frame.corr)
+            .expect("one reply per request");
         assert_eq!(frame.known_op(), Some(Op::Sent), "{frame:?}");
         let (conv_seq, duplicate) = (ConvSeq(frame.seq.seq), frame.seq.arg == 1);
         let letter = &mut self.letters[number];
@@ -163,6 +160,9 @@ impl Writer {
             assert_eq!(letter.sent, Some(arrival.conv_seq), "one place for all");
         }
         let places: Vec<_> = self.letters.iter().map(|letter| letter.sent).collect();
-        assert!(places.is_sorted_by(|a, b| a < b), "places follow the order of sending");
+        assert!(
+            places.is_sorted_by(|a, b| a < b),
+            "places follow the order of sending"
+        );
     }
 }

@@ -100,7 +100,10 @@ impl Setup {
         let mut child = self.spawn();
         let Some((listen, admin)) = child.out.find(ready) else {
             let exit = child.wait();
-            panic!("it ended with {:?} instead of serving:\n{}", exit.code, exit.err);
+            panic!(
+                "it ended with {:?} instead of serving:\n{}",
+                exit.code, exit.err
+            );
         };
         let key = self.data().join(mint::KEY_FILE);
         Gateway {

@@ -264,7 +264,15 @@ impl Peer {
             ..RouteHeader::default()
         };
         let mut out = Vec::new();
-        put_routed(&mut out, Op::Receipt as u8, Flags::NONE, corr, 0, &route, &[]);
+        put_routed(
+            &mut out,
+            Op::Receipt as u8,
+            Flags::NONE,
+            corr,
+            0,
+            &route,
+            &[],
+        );
         self.write(&out);
         assert_eq!(self.reply(corr).known_op(), Some(Op::Done));
     }

@@ -128,7 +128,10 @@ fn a_full_disk_refuses_messages_and_loses_none() {
             }
         }
     }
-    println!("{} messages were accepted before the disk was full", accepted.len());
+    println!(
+        "{} messages were accepted before the disk was full",
+        accepted.len()
+    );
     refused.moves();
 
     // The operator is told, by a probe and by the log; the process lives and refuses on.
@@ -139,7 +142,10 @@ fn a_full_disk_refuses_messages_and_loses_none() {
     assert_eq!(gateway.get("/healthz").status, 200);
     assert_eq!(gateway.metrics().get("portico_store_up"), 0);
     let (corr, _) = sender.post(2, "while full");
-    assert!(matches!(fate(&mut sender, corr), Fate::Refused(_) | Fate::Unknown));
+    assert!(matches!(
+        fate(&mut sender, corr),
+        Fate::Refused(_) | Fate::Unknown
+    ));
     open.push("while full".to_owned());
     kill_and_free(gateway, &ballast);
 
@@ -156,7 +162,10 @@ fn a_full_disk_refuses_messages_and_loses_none() {
     arrived.pop();
     arrived.retain(|text| !open.contains(text));
     let heads = |texts: &[String]| -> Vec<String> {
-        texts.iter().map(|text| text.chars().take(8).collect()).collect()
+        texts
+            .iter()
+            .map(|text| text.chars().take(8).collect())
+            .collect()
     };
     assert_eq!(heads(&arrived), heads(&accepted));
     assert!(arrived == accepted);

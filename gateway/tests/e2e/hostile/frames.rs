@@ -13,20 +13,37 @@ use portico_wire::{
 #[test]
 fn a_web_browser_is_told_to_go() {
     let request = b"GET / HTTP/1.1\r\nHost: portico\r\n\r\n";
-    is_closed(&Gateway::start(), CLOSED_TOO_LARGE, CloseCode::FRAME_TOO_LARGE, request);
+    is_closed(
+        &Gateway::start(),
+        CLOSED_TOO_LARGE,
+        CloseCode::FRAME_TOO_LARGE,
+        request,
+    );
 }
 
 #[test]
 fn a_tls_client_is_told_to_go() {
     // The head of a ClientHello record.
-    let hello = [0x16, 0x03, 0x01, 0x02, 0x00, 0x01, 0x00, 0x01, 0xfc, 0x03, 0x03];
-    is_closed(&Gateway::start(), CLOSED_TOO_LARGE, CloseCode::FRAME_TOO_LARGE, &hello);
+    let hello = [
+        0x16, 0x03, 0x01, 0x02, 0x00, 0x01, 0x00, 0x01, 0xfc, 0x03, 0x03,
+    ];
+    is_closed(
+        &Gateway::start(),
+        CLOSED_TOO_LARGE,
+        CloseCode::FRAME_TOO_LARGE,
+        &hello,
+    );
 }
 
 #[test]
 fn a_first_frame_beyond_the_limit_is_refused_by_its_length() {
     let len = (FRAME_BYTES_BEFORE_WELCOME_MAX as u32 + 1 - 4).to_le_bytes();
-    is_closed(&Gateway::start(), CLOSED_TOO_LARGE, CloseCode::FRAME_TOO_LARGE, &len);
+    is_closed(
+        &Gateway::start(),
+        CLOSED_TOO_LARGE,
+        CloseCode::FRAME_TOO_LARGE,
+        &len,
+    );
 }
 
 #[test]
@@ -58,7 +75,12 @@ fn a_frame_at_the_limit_is_read() {
 fn a_frame_that_is_too_short_is_refused() {
     let gateway = Gateway::start();
     for len in [0_u32, 1, 11] {
-        is_closed(&gateway, CLOSED_PROTOCOL, CloseCode::PROTOCOL_ERROR, &len.to_le_bytes());
+        is_closed(
+            &gateway,
+            CLOSED_PROTOCOL,
+            CloseCode::PROTOCOL_ERROR,
+            &len.to_le_bytes(),
+        );
     }
     let closed = gateway.watch(CLOSED_PROTOCOL);
     let mut peer = gateway.login(1, 1);
@@ -74,7 +96,13 @@ fn headers_that_do_not_fit_are_refused() {
     put_ping(&mut ping, 1, 60);
     // (byte, value): a body offset beyond the frame, one inside the header, a PING that claims to be
     // a SEND without its second header, a SEND that does not say it is routed.
-    for changes in [&[(6, 200)][..], &[(6, 1)], &[(4, 32)], &[(4, 32), (5, 0)], &[(5, 1)]] {
+    for changes in [
+        &[(6, 200)][..],
+        &[(6, 1)],
+        &[(4, 32)],
+        &[(4, 32), (5, 0)],
+        &[(5, 1)],
+    ] {
         let mut bytes = ping.clone();
         for (at, value) in changes {
             bytes[*at] = *value;
@@ -86,7 +114,13 @@ fn headers_that_do_not_fit_are_refused() {
 #[test]
 fn operations_before_hello_are_refused() {
     let gateway = Gateway::start();
-    for op in [Op::Ack, Op::ReceiptsGet, Op::ClientState, Op::Reauth, Op::Welcome] {
+    for op in [
+        Op::Ack,
+        Op::ReceiptsGet,
+        Op::ClientState,
+        Op::Reauth,
+        Op::Welcome,
+    ] {
         let mut bytes = Vec::new();
         match op {
             Op::Ack => portico_wire::encode::put_ack(&mut bytes, portico_wire::ids::Seq(1), 8),
@@ -217,7 +251,10 @@ fn a_damaged_hello_never_gets_further_than_it_should() {
         CloseCode::RESUME_REFUSED,
         CloseCode::VERSION_UNSUPPORTED,
     ];
-    assert!(codes.iter().all(|code| expected.contains(code)), "{codes:?}");
+    assert!(
+        codes.iter().all(|code| expected.contains(code)),
+        "{codes:?}"
+    );
     assert!(codes.contains(&CloseCode::PROTOCOL_ERROR));
     assert!(codes.contains(&CloseCode::AUTH_FAILED));
     gateway.still_serves();
@@ -236,8 +273,7 @@ fn a_hello_without_a_flatbuffer_is_refused() {
 #[test]
 fn malformed_bodies_are_answered_until_there_are_too_many() {
     let gateway = Gateway::start();
-    let malformed =
-        gateway.watch(r#"portico_requests_refused_total{reason="malformed"}"#);
+    let malformed = gateway.watch(r#"portico_requests_refused_total{reason="malformed"}"#);
     let closed = gateway.watch(CLOSED_PROTOCOL);
     let mut peer = gateway.login(1, 1);
     let mut answered = 0;
@@ -245,7 +281,14 @@ fn malformed_bodies_are_answered_until_there_are_too_many() {
     // nineteen.
     let code = loop {
         let (corr, mut out) = (peer.next_corr(), Vec::new());
-        put_body(&mut out, Op::ReceiptsGet as u8, Flags::NONE, corr, 0, &[0xff; 40]);
+        put_body(
+            &mut out,
+            Op::ReceiptsGet as u8,
+            Flags::NONE,
+            corr,
+            0,
+            &[0xff; 40],
+        );
         peer.write(&out);
         let frame = peer.take("ERROR or CLOSE", |frame| Some(frame.clone()));
         if let Some(code) = frame.close_code() {

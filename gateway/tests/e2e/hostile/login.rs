@@ -50,25 +50,54 @@ fn claims_of_user_1() -> String {
 #[test]
 fn nobody_is_let_in_without_a_token() {
     let gateway = Gateway::start();
-    is_refused(&gateway, CLOSED_AUTH, CloseCode::AUTH_FAILED, &Hello::default());
-    is_refused(&gateway, CLOSED_AUTH, CloseCode::AUTH_FAILED, &with_token(""));
-    is_refused(&gateway, CLOSED_AUTH, CloseCode::AUTH_FAILED, &with_token("1"));
+    is_refused(
+        &gateway,
+        CLOSED_AUTH,
+        CloseCode::AUTH_FAILED,
+        &Hello::default(),
+    );
+    is_refused(
+        &gateway,
+        CLOSED_AUTH,
+        CloseCode::AUTH_FAILED,
+        &with_token(""),
+    );
+    is_refused(
+        &gateway,
+        CLOSED_AUTH,
+        CloseCode::AUTH_FAILED,
+        &with_token("1"),
+    );
     gateway.still_serves();
 }
 
 #[test]
 fn an_expired_token_is_refused_as_expired() {
     let gateway = Gateway::start();
-    let token = gateway.key.token(UserId(1), DeviceId(1), 0, 60, unix_s() - 3_600);
-    is_refused(&gateway, CLOSED_EXPIRED, CloseCode::TOKEN_EXPIRED, &with_token(&token));
+    let token = gateway
+        .key
+        .token(UserId(1), DeviceId(1), 0, 60, unix_s() - 3_600);
+    is_refused(
+        &gateway,
+        CLOSED_EXPIRED,
+        CloseCode::TOKEN_EXPIRED,
+        &with_token(&token),
+    );
     gateway.still_serves();
 }
 
 #[test]
 fn a_token_from_the_future_is_refused() {
     let gateway = Gateway::start();
-    let token = gateway.key.token(UserId(1), DeviceId(1), 0, 60, unix_s() + 86_400);
-    is_refused(&gateway, CLOSED_AUTH, CloseCode::AUTH_FAILED, &with_token(&token));
+    let token = gateway
+        .key
+        .token(UserId(1), DeviceId(1), 0, 60, unix_s() + 86_400);
+    is_refused(
+        &gateway,
+        CLOSED_AUTH,
+        CloseCode::AUTH_FAILED,
+        &with_token(&token),
+    );
 }
 
 #[test]
@@ -84,8 +113,19 @@ fn a_forged_token_is_refused() {
     let mut flipped = URL_SAFE_NO_PAD.decode(parts[2]).expect("base64");
     flipped[5] ^= 1;
     let flipped = [parts[0], parts[1], &URL_SAFE_NO_PAD.encode(flipped)].join(".");
-    for token in [swapped, unsigned, flipped, good.replace('.', ""), format!("{good}.")] {
-        is_refused(&gateway, CLOSED_AUTH, CloseCode::AUTH_FAILED, &with_token(&token));
+    for token in [
+        swapped,
+        unsigned,
+        flipped,
+        good.replace('.', ""),
+        format!("{good}."),
+    ] {
+        is_refused(
+            &gateway,
+            CLOSED_AUTH,
+            CloseCode::AUTH_FAILED,
+            &with_token(&token),
+        );
     }
     gateway.still_serves();
 }
@@ -96,12 +136,25 @@ fn a_token_of_another_key_is_refused() {
     let pem = mint::SigningKey::generate_pem().expect("a key");
     let stranger = mint::SigningKey::from_pem(&pem).expect("a key");
     let token = stranger.token(UserId(1), DeviceId(1), 0, 3_600, unix_s());
-    is_refused(&gateway, CLOSED_AUTH, CloseCode::AUTH_FAILED, &with_token(&token));
+    is_refused(
+        &gateway,
+        CLOSED_AUTH,
+        CloseCode::AUTH_FAILED,
+        &with_token(&token),
+    );
     // The same under the name of the gateway's key: its own name is not what counts.
-    let header = format!(r#"{{"alg":"EdDSA","typ":"JWT","kid":"{}"}}"#, gateway.key.kid());
+    let header = format!(
+        r#"{{"alg":"EdDSA","typ":"JWT","kid":"{}"}}"#,
+        gateway.key.kid()
+    );
     let rest = token.split_once('.').expect("three parts").1;
     let renamed = format!("{}.{rest}", URL_SAFE_NO_PAD.encode(header));
-    is_refused(&gateway, CLOSED_AUTH, CloseCode::AUTH_FAILED, &with_token(&renamed));
+    is_refused(
+        &gateway,
+        CLOSED_AUTH,
+        CloseCode::AUTH_FAILED,
+        &with_token(&renamed),
+    );
     gateway.still_serves();
 }
 
@@ -113,13 +166,23 @@ fn other_algorithms_are_refused() {
     for alg in ["none", "None", "NONE", "", "HS256", "RS256", "ES256"] {
         let header = format!(r#"{{"alg":"{alg}","typ":"JWT","kid":"{kid}"}}"#);
         let nothing = jwt(&header, &claims, |_| Vec::new());
-        is_refused(&gateway, CLOSED_AUTH, CloseCode::AUTH_FAILED, &with_token(&nothing));
+        is_refused(
+            &gateway,
+            CLOSED_AUTH,
+            CloseCode::AUTH_FAILED,
+            &with_token(&nothing),
+        );
         // The public key as the secret of a MAC: the classic confusion.
         let mac = jwt(&header, &claims, |signed| {
             let secret = hmac::Key::new(hmac::HMAC_SHA256, gateway.key.public_key());
             hmac::sign(&secret, signed).as_ref().to_vec()
         });
-        is_refused(&gateway, CLOSED_AUTH, CloseCode::AUTH_FAILED, &with_token(&mac));
+        is_refused(
+            &gateway,
+            CLOSED_AUTH,
+            CloseCode::AUTH_FAILED,
+            &with_token(&mac),
+        );
     }
     gateway.still_serves();
 }
@@ -146,7 +209,12 @@ fn tokens_for_nobody_are_refused() {
     let gateway = Gateway::start();
     for (user, device) in [(0, 1), (u64::MAX, 1), (1, 0)] {
         let token = gateway.token(user, device);
-        is_refused(&gateway, CLOSED_AUTH, CloseCode::AUTH_FAILED, &with_token(&token));
+        is_refused(
+            &gateway,
+            CLOSED_AUTH,
+            CloseCode::AUTH_FAILED,
+            &with_token(&token),
+        );
     }
     gateway.still_serves();
 }
@@ -182,7 +250,12 @@ fn versions_of_the_future_and_of_the_past_are_refused() {
             max_version,
             ..with_token(&token)
         };
-        is_refused(&gateway, CLOSED_VERSION, CloseCode::VERSION_UNSUPPORTED, &hello);
+        is_refused(
+            &gateway,
+            CLOSED_VERSION,
+            CloseCode::VERSION_UNSUPPORTED,
+            &hello,
+        );
     }
     let hello = Hello {
         min_version: 0,
@@ -205,7 +278,12 @@ fn the_log_holds_no_tokens() {
     gateway.still_serves();
     let log = gateway.child.err.text();
     let signature = good.rsplit('.').next().expect("three parts");
-    for secret in [good.as_str(), bad.as_str(), signature, &URL_SAFE_NO_PAD.encode(&resume)] {
+    for secret in [
+        good.as_str(),
+        bad.as_str(),
+        signature,
+        &URL_SAFE_NO_PAD.encode(&resume),
+    ] {
         assert!(!log.contains(secret));
     }
 }

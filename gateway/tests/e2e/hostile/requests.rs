@@ -33,7 +33,10 @@ fn messages_to_nobody_are_refused() {
     for nobody in [0, u64::MAX] {
         let (corr, _) = peer.post(nobody, "to nobody");
         let answer = peer.refused(corr);
-        assert_eq!((answer.code, answer.op), (ErrorCode::BAD_ARGUMENT, Op::Send as u8));
+        assert_eq!(
+            (answer.code, answer.op),
+            (ErrorCode::BAD_ARGUMENT, Op::Send as u8)
+        );
     }
     counted.moves_by(2);
     peer.send(2, "to somebody");
@@ -54,7 +57,15 @@ fn conversations_that_are_not_served_are_refused() {
             ..RouteHeader::default()
         };
         let body = plain_envelope("to many");
-        put_routed(&mut out, Op::Send as u8, Flags::NONE, corr, 0, &route, &body);
+        put_routed(
+            &mut out,
+            Op::Send as u8,
+            Flags::NONE,
+            corr,
+            0,
+            &route,
+            &body,
+        );
         peer.write(&out);
         assert_eq!(peer.refused(corr).code, ErrorCode::UNSUPPORTED);
     }
@@ -220,7 +231,15 @@ fn the_author_of_a_message_is_the_servers_word() {
         ..RouteHeader::default()
     };
     let body = plain_envelope("I am user 3");
-    put_routed(&mut out, Op::Send as u8, Flags::NONE, corr, 0, &route, &body);
+    put_routed(
+        &mut out,
+        Op::Send as u8,
+        Flags::NONE,
+        corr,
+        0,
+        &route,
+        &body,
+    );
     liar.write(&out);
     let (conv_seq, _) = liar.sent(corr);
     let message = victim.receive();
@@ -245,7 +264,15 @@ fn too_many_open_requests_are_refused_and_none_is_forgotten() {
             conv_kind: ConvKind::DIRECT,
             ..RouteHeader::default()
         };
-        put_routed(&mut out, Op::Send as u8, Flags::NONE, *corr, 0, &route, &body);
+        put_routed(
+            &mut out,
+            Op::Send as u8,
+            Flags::NONE,
+            *corr,
+            0,
+            &route,
+            &body,
+        );
     }
     peer.write(&out);
     let (mut sent, mut limited) = (0, 0);

@@ -44,9 +44,16 @@ fn resets_leave_nothing_behind() {
     gateway.await_metric("portico_connections", |count| count == 1);
     gateway.await_metric("portico_sockets", |count| count == 1);
     gateway.await_metric("portico_unread_bytes", |bytes| bytes == 0);
-    let failed = gateway.metrics().get(r#"portico_handovers_total{result="failed"}"#);
+    let failed = gateway
+        .metrics()
+        .get(r#"portico_handovers_total{result="failed"}"#);
     println!("{failed} hand-overs met a connection that was gone");
-    assert_eq!(gateway.metrics().get("portico_ring_stale_completions_total"), 0);
+    assert_eq!(
+        gateway
+            .metrics()
+            .get("portico_ring_stale_completions_total"),
+        0
+    );
     gateway.still_serves();
 }
 

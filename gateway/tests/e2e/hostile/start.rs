@@ -53,9 +53,17 @@ fn the_port_of_another_gateway_is_refused() {
 #[test]
 fn bad_settings_are_refused_by_name_value_and_range() {
     let exit = Setup::new().set("server.shards", 0).start_refused();
-    says(&exit, BAD_USE, &["server.shards", "0", "1 to 256", "PORTICO_SHARDS"]);
+    says(
+        &exit,
+        BAD_USE,
+        &["server.shards", "0", "1 to 256", "PORTICO_SHARDS"],
+    );
     let exit = Setup::new().set("session.hartbeat_s", 60).start_refused();
-    says(&exit, BAD_USE, &["PORTICO_SESSION_HARTBEAT_S", "PORTICO_SESSION_HEARTBEAT_S"]);
+    says(
+        &exit,
+        BAD_USE,
+        &["PORTICO_SESSION_HARTBEAT_S", "PORTICO_SESSION_HEARTBEAT_S"],
+    );
     let exit = Setup::new().flag("--backend", "tape").start_refused();
     says(&exit, BAD_USE, &["server.backend", "tape", "embedded"]);
     let exit = Setup::new().flag("--listen", "here").start_refused();
@@ -65,9 +73,15 @@ fn bad_settings_are_refused_by_name_value_and_range() {
     let file = setup.directory().join("bad.toml");
     let setup = setup.flag("--config", file.display());
     for (text, parts) in [
-        ("[session]\nheartbeat_s = 0\n", ["session.heartbeat_s", "bad.toml"]),
+        (
+            "[session]\nheartbeat_s = 0\n",
+            ["session.heartbeat_s", "bad.toml"],
+        ),
         ("[sesion]\nheartbeat_s = 60\n", ["sesion", "bad.toml"]),
-        ("[session]\nheartbeat_s = \"often\"\n", ["session.heartbeat_s", "often"]),
+        (
+            "[session]\nheartbeat_s = \"often\"\n",
+            ["session.heartbeat_s", "often"],
+        ),
         ("[session\n", ["bad.toml", "TOML"]),
     ] {
         fs::write(&file, text).expect("a file");
@@ -112,7 +126,10 @@ fn a_key_that_others_can_read_is_refused() {
     setup.start().stop();
     let key = setup.data().join(portico_client::mint::KEY_FILE);
     let mode = |mode| fs::set_permissions(&key, fs::Permissions::from_mode(mode));
-    let found = fs::metadata(&key).expect("it was made").permissions().mode();
+    let found = fs::metadata(&key)
+        .expect("it was made")
+        .permissions()
+        .mode();
     assert_eq!(found & 0o777, 0o600);
     let data = fs::metadata(setup.data()).expect("it was made");
     assert_eq!(data.permissions().mode() & 0o777, 0o700);
@@ -129,7 +146,9 @@ fn more_shards_than_locked_memory_allows_are_refused_or_work() {
     // Who may lock all memory (root, usually) gets them; others are told how many fit.
     let setup = Setup::new().flag("--shards", 256);
     let mut child = setup.spawn();
-    let ready = child.out.find(|line| line.starts_with("ready ").then_some(()));
+    let ready = child
+        .out
+        .find(|line| line.starts_with("ready ").then_some(()));
     if ready.is_none() {
         let exit = child.wait();
         says(&exit, FAILED, &["256 shards", "RLIMIT_MEMLOCK", "at most"]);
