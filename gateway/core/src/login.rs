@@ -248,17 +248,23 @@ impl Shard {
     ) {
         let floor = self.floor_seq(cx);
         let visible = self.lane.visible();
-        let Some(conn) = self.conn_mut(id) else {
+        let Some(conn) = self.conn(id) else {
             return;
         };
         let (user, device) = (conn.user, conn.device);
-        let Some(session) = conn.login.as_mut() else {
-            return;
-        };
+        // What the device acknowledged a moment ago, on its last connection, may not be written yet.
+        let unsaved = self.unsaved.cursor(user, device);
         let stored = cursors
             .iter()
             .find(|(other, _)| *other == device)
-            .map(|(_, seq)| *seq);
+            .map(|(_, seq)| *seq)
+            .max(unsaved);
+        let Some(conn) = self.conn_mut(id) else {
+            return;
+        };
+        let Some(session) = conn.login.as_mut() else {
+            return;
+        };
         // A claim beyond everything that exists means no more than everything.
         session.last_seq = session.last_seq.min(visible);
         let claimed = session.last_seq;

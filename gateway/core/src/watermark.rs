@@ -52,6 +52,11 @@ pub(crate) struct Unsaved {
 }
 
 impl Unsaved {
+    /// A cursor that is newer than the store's.
+    pub(crate) fn cursor(&self, user: UserId, device: DeviceId) -> Option<Seq> {
+        self.cursors.get(&(user, device)).copied()
+    }
+
     pub(crate) fn is_empty(&self) -> bool {
         self.len() == 0 && self.untold.is_empty()
     }

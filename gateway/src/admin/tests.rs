@@ -276,18 +276,18 @@ fn the_page_is_well_formed() {
     }
 }
 
-/// Dashboards and alerts are written against these names. `BLESS=1` accepts a change.
+/// Dashboards and alerts are written against these names. `PORTICO_BLESS=1` accepts a change.
 #[test]
 fn metric_names_change_on_purpose_only() {
     let path = concat!(env!("CARGO_MANIFEST_DIR"), "/src/admin/metrics.txt");
     let found = table();
-    if std::env::var_os("BLESS").is_some() {
+    if std::env::var_os("PORTICO_BLESS").is_some() {
         std::fs::write(path, &found).unwrap();
     }
     let known = std::fs::read_to_string(path).unwrap();
     assert!(
         found == known,
-        "metrics changed; look at the change and run with BLESS=1:\n{found}"
+        "metrics changed; look at the change and run with PORTICO_BLESS=1:\n{found}"
     );
 }
 

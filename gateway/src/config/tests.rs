@@ -389,7 +389,7 @@ fn lists_come_from_file_and_environment() {
     assert_eq!(keys(env.load().unwrap()), expected);
 }
 
-/// The table of settings in docs/OPERATIONS.md is this one. `BLESS=1` writes it.
+/// The table of settings in docs/OPERATIONS.md is this one. `PORTICO_BLESS=1` writes it.
 #[test]
 fn the_manual_lists_every_setting() {
     const BEGIN: &str = "<!-- settings: written by a test, see docs/TESTING.md -->\n";
@@ -399,12 +399,12 @@ fn the_manual_lists_every_setting() {
     let (before, rest) = manual.split_once(BEGIN).unwrap();
     let (found, after) = rest.split_once(END).unwrap();
     let expected = print::markdown_table();
-    if std::env::var_os("BLESS").is_some() {
+    if std::env::var_os("PORTICO_BLESS").is_some() {
         std::fs::write(path, format!("{before}{BEGIN}{expected}{END}{after}")).unwrap();
     } else {
         assert!(
             found == expected,
-            "settings changed; run with BLESS=1 to update {path}"
+            "settings changed; run with PORTICO_BLESS=1 to update {path}"
         );
     }
 }

@@ -182,6 +182,21 @@ fn zero_means_the_server_s_cursor() {
 }
 
 #[test]
+fn a_quick_return_counts_what_was_acknowledged_and_is_not_written_yet() {
+    let mut world = world(1);
+    fill(&mut world, 4);
+    let bob = world.open(0, 2, 1, |_| {});
+    world.run();
+    let third = inbox(&world)[2];
+    world.ack(bob, third, 100);
+    world.run();
+    world.cut(bob);
+    let bob = world.login(2, 1);
+    assert_ne!(world.store.cursor(UserId(2), DeviceId(1)), Some(third));
+    assert_eq!(texts(&world.take(bob)), numbers(3..4));
+}
+
+#[test]
 fn a_client_restored_from_a_backup_gets_what_it_lost() {
     // O6: the replay starts after last_seq even if the server's cursor is further on.
     let mut world = world(1);
