@@ -16,6 +16,11 @@ pub trait Family: Debug + Send + Sync + 'static {
     /// Reads may be answered by other threads than writes, and out of the order of their lane.
     fn is_read(cmd: &Self::Cmd) -> bool;
 
+    /// A read whose time grows with what is stored: the others must not have to wait behind it.
+    fn is_scan(_cmd: &Self::Cmd) -> bool {
+        false
+    }
+
     /// How many plain messages the command is worth when a commit is cut to size. At least 1.
     fn weight(cmd: &Self::Cmd) -> usize;
 

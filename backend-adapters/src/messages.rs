@@ -250,6 +250,12 @@ impl Family for Messages {
         }
     }
 
+    /// A conversation may have grown to any length, and anybody may ask for a message that is not
+    /// in it.
+    fn is_scan(cmd: &Cmd) -> bool {
+        matches!(cmd, Cmd::Find { .. })
+    }
+
     /// A direct message writes two rows and is worth one.
     fn weight(cmd: &Cmd) -> usize {
         let rows = match cmd {

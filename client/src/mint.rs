@@ -43,7 +43,7 @@ pub struct SigningKey {
 #[derive(Debug, thiserror::Error)]
 pub enum KeyError {
     #[error("cannot read the signing key: {0}")]
-    Io(#[from] io::Error),
+    Io(io::Error),
     #[error("the signing key can be read by others (mode {0:o}); it must have mode 600")]
     Exposed(u32),
     #[error("the signing key is not a PEM block \"PRIVATE KEY\"")]
@@ -57,13 +57,15 @@ pub enum KeyError {
 impl SigningKey {
     /// Reads a PEM file, PKCS#8 version 1 or 2. A file that others may read is refused.
     pub fn load(path: &Path) -> Result<Self, KeyError> {
-        let file = File::open(path)?;
-        let mode = file.metadata()?.permissions().mode() & 0o7777;
+        let file = File::open(path).map_err(KeyError::Io)?;
+        let mode = file.metadata().map_err(KeyError::Io)?.permissions().mode() & 0o7777;
         if mode & 0o077 != 0 {
             return Err(KeyError::Exposed(mode));
         }
         let mut pem = String::new();
-        file.take(PEM_BYTES_MAX).read_to_string(&mut pem)?;
+        file.take(PEM_BYTES_MAX)
+            .read_to_string(&mut pem)
+            .map_err(KeyError::Io)?;
         Self::from_pem(&pem)
     }
 

@@ -203,7 +203,7 @@ impl Session {
     /// news while another connection is there, or none is wanted.
     pub fn connect_failed(&mut self, now: Now, on_event: &mut dyn FnMut(Event<'_>)) {
         if self.phase == Phase::Offline {
-            let detail = "no connection";
+            let detail = "nobody answers there";
             self.end(now, ending_by_us(CloseCode::SERVER_ERROR, detail), on_event);
         }
     }

@@ -71,7 +71,7 @@ pub(crate) fn serve(config: &Config) -> Result<(), Failure> {
     announce(&format!("ready listen={listen} admin={admin}\n"));
 
     let signal = signals.forever().next();
-    tracing::info!(signal, "draining");
+    tracing::info!(signal, "draining; a second signal ends at once");
     stage.draining.store(true, Ordering::Relaxed);
     let start = Instant::now();
     let millis = |time: u32| Duration::from_millis(u64::from(time));

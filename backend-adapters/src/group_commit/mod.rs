@@ -35,6 +35,8 @@ use std::time::{Duration, Instant};
 const DROP_PATIENCE: Duration = Duration::from_secs(5);
 /// The most reads handed to one reader thread at once: what stands behind a long read waits.
 const READ_CHUNK_MAX: usize = 32;
+/// The same for scans, each of which may take long.
+const SCAN_CHUNK_MAX: usize = 4;
 
 /// The write half of a blocking engine. Owned by the commit thread.
 pub trait Writer<F: Family>: Send + 'static {
@@ -91,6 +93,9 @@ struct Piece<F: Family> {
 struct Queues<F: Family> {
     writes: Sender<Piece<F>>,
     reads: Sender<Piece<F>>,
+    /// Not for the first reader, if there are others: however much there is to scan, one reader is
+    /// left for the rest.
+    scans: Sender<Piece<F>>,
 }
 
 /// A [`Backend`] over one [`Writer`] and some [`Reader`]s.
@@ -139,18 +144,23 @@ impl<F: Family> GroupCommit<F> {
         // Unbounded as channels, bounded by the meter: each piece holds a command at least.
         let (writes, write_queue) = channel::unbounded();
         let (reads, read_queue) = channel::unbounded();
+        let (scans, scan_queue) = channel::unbounded();
         let started = Self {
             readers: readers.len(),
             caps,
             limits,
             meter: Arc::clone(&meter),
-            queues: RwLock::new(Some(Queues { writes, reads })),
+            queues: RwLock::new(Some(Queues {
+                writes,
+                reads,
+                scans,
+            })),
             threads: Mutex::new(Vec::new()),
             ended,
         };
         // If a thread cannot be started, dropping `started` ends those that could.
         let committer = Committer::new(writer, write_queue, meter, limits);
-        started.start_threads(committer, readers, &read_queue, ending)?;
+        started.start_threads(committer, readers, (&read_queue, &scan_queue), ending)?;
         Ok(started)
     }
 
@@ -158,7 +168,7 @@ impl<F: Family> GroupCommit<F> {
         &self,
         committer: Committer<F, W>,
         readers: Vec<R>,
-        queue: &Receiver<Piece<F>>,
+        (reads, scans): (&Receiver<Piece<F>>, &Receiver<Piece<F>>),
         ending: Sender<()>,
     ) -> io::Result<()>
     where
@@ -166,10 +176,12 @@ impl<F: Family> GroupCommit<F> {
         R: Reader<F>,
     {
         self.spawn("store-commit", ending.clone(), move || committer.run())?;
-        for reader in readers {
-            let (queue, meter) = (queue.clone(), Arc::clone(&self.meter));
+        let alone = readers.len() == 1;
+        for (at, reader) in readers.into_iter().enumerate() {
+            let (reads, meter) = (reads.clone(), Arc::clone(&self.meter));
+            let scans = (at > 0 || alone).then(|| scans.clone());
             self.spawn("store-read", ending.clone(), move || {
-                reading::run(reader, &queue, &meter);
+                reading::run(reader, &reads, scans.as_ref(), &meter);
             })?;
         }
         // The threads hold the only senders now: when they end, `ended` knows.
@@ -233,18 +245,34 @@ impl<F: Family> GroupCommit<F> {
     }
 
     /// Spreads reads over the reader threads, in few pieces: each is answered in one call or few.
-    fn send_reads(&self, queues: &Queues<F>, mut reads: Vec<Request<F>>, sink: &Arc<dyn Sink<F>>) {
+    fn send_reads(&self, queues: &Queues<F>, reads: Vec<Request<F>>, sink: &Arc<dyn Sink<F>>) {
+        let (scans, reads) = if reads.iter().any(|r| F::is_scan(&r.cmd)) {
+            reads.into_iter().partition(|r| F::is_scan(&r.cmd))
+        } else {
+            (Vec::new(), reads)
+        };
+        self.spread(&queues.reads, reads, READ_CHUNK_MAX, sink);
+        self.spread(&queues.scans, scans, SCAN_CHUNK_MAX, sink);
+    }
+
+    fn spread(
+        &self,
+        queue: &Sender<Piece<F>>,
+        mut reads: Vec<Request<F>>,
+        chunk_max: usize,
+        sink: &Arc<dyn Sink<F>>,
+    ) {
         let chunk = reads
             .len()
             .div_ceil(self.readers.max(1))
-            .clamp(1, READ_CHUNK_MAX);
+            .clamp(1, chunk_max);
         while !reads.is_empty() {
             let rest = reads.split_off(reads.len().min(chunk));
             let piece = Piece {
                 requests: std::mem::replace(&mut reads, rest),
                 sink: Arc::clone(sink),
             };
-            if let Err(channel::SendError(piece)) = queues.reads.send(piece) {
+            if let Err(channel::SendError(piece)) = queue.send(piece) {
                 // Readers end only after all senders, so this answers what cannot happen.
                 let error = Error::fatal("the reader threads are gone");
                 reading::answer_all(piece, &error, &self.meter);

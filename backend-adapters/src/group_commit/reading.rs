@@ -3,7 +3,7 @@
 use super::meter::{Amount, Meter, Side};
 use super::{Piece, Reader};
 use crate::{Completion, Error, Family, Kind, Request, Sink};
-use crossbeam::channel::Receiver;
+use crossbeam::channel::{Receiver, select};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::time::{Duration, Instant};
 
@@ -12,10 +12,11 @@ const HOLD_MAX: Duration = Duration::from_millis(2);
 
 pub(super) fn run<F: Family>(
     mut reader: impl Reader<F>,
-    queue: &Receiver<Piece<F>>,
+    reads: &Receiver<Piece<F>>,
+    scans: Option<&Receiver<Piece<F>>>,
     meter: &Meter,
 ) {
-    while let Ok(piece) = queue.recv() {
+    while let Some(piece) = next(reads, scans) {
         let mut done = Vec::with_capacity(piece.requests.len());
         let mut amount = Amount::default();
         let (mut began, mut ok, mut failed, mut late) = (Instant::now(), 0, 0, 0);
@@ -49,6 +50,21 @@ pub(super) fn run<F: Family>(
         meter.count_failed(failed, late);
         deliver(piece.sink.as_ref(), done, Side::Read, amount, meter);
     }
+}
+
+/// From whichever queue has something; `None` when both have ended.
+fn next<F: Family>(
+    reads: &Receiver<Piece<F>>,
+    scans: Option<&Receiver<Piece<F>>>,
+) -> Option<Piece<F>> {
+    let Some(scans) = scans else {
+        return reads.recv().ok();
+    };
+    select! {
+        recv(reads) -> piece => piece.or_else(|_| scans.recv()),
+        recv(scans) -> piece => piece.or_else(|_| reads.recv()),
+    }
+    .ok()
 }
 
 fn read<F: Family>(

@@ -7,7 +7,7 @@ use portico_backend::{
     Backend, Caps, Completion, Error, GroupCommit, Health, Kind, Limits, Reader, Request, Sink,
     Writer,
 };
-use portico_wire::ids::{DeviceId, Seq, UserId};
+use portico_wire::ids::{ConvId, ConvSeq, DeviceId, MsgId, Seq, UserId};
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::mpsc::{Receiver, Sender, channel};
 use std::sync::{Arc, Mutex};
@@ -450,6 +450,66 @@ fn reads_are_spread_and_answered_in_few_calls() {
     threads.dedup();
     assert!(threads.len() > 1, "one thread read all");
     assert_eq!(backend.stats().reads, 100);
+}
+
+fn find(n: u64) -> Cmd {
+    Cmd::Find {
+        conv: ConvId::direct(UserId(1), UserId(2)),
+        since: ConvSeq(0),
+        sender: UserId(1),
+        device: DeviceId(1),
+        msg_id: MsgId::new_v7(n, 0),
+    }
+}
+
+/// Readers in which a search waits for a permission.
+fn searching(readers: usize) -> (GroupCommit<Messages>, crossbeam::channel::Sender<()>) {
+    let (permit, permits) = crossbeam::channel::unbounded::<()>();
+    let reader = || {
+        let permits = permits.clone();
+        Read(move |cmd: &Cmd| match cmd {
+            Cmd::Find { .. } => {
+                let _ = permits.recv();
+                Ok(Reply::Found(None))
+            }
+            _ => Ok(Reply::Cursors(Vec::new())),
+        })
+    };
+    let readers = (0..readers).map(|_| reader()).collect();
+    let backend = GroupCommit::start(Store::caps(), Limits::default(), Apply(all_done), readers);
+    (backend.expect("starts"), permit)
+}
+
+#[test]
+fn searches_leave_a_reader_for_the_rest() {
+    let (backend, permit) = searching(3);
+    let (searches, found) = mailbox();
+    backend
+        .submit(requests(0, (0..50).map(find)), &searches)
+        .expect("taken");
+    let (sink, answers) = mailbox();
+    for n in 0..50 {
+        let read = Cmd::Cursors { user: UserId(n) };
+        let search = requests(100 + n, [find(n)]);
+        backend.submit(search, &searches).expect("taken");
+        backend
+            .submit(requests(200 + n, [read]), &sink)
+            .expect("taken");
+        let answer = answers.recv_timeout(Duration::from_secs(20));
+        assert_eq!(answer.expect("not behind the searches").len(), 1);
+    }
+    drop(permit);
+    assert_eq!(receive(&found, 100).len(), 100, "and each is answered");
+}
+
+#[test]
+fn a_lone_reader_searches_too() {
+    let (backend, permit) = searching(1);
+    drop(permit);
+    let (sink, answers) = mailbox();
+    let both = [find(1), Cmd::Cursors { user: UserId(1) }, find(2)];
+    backend.submit(requests(0, both), &sink).expect("taken");
+    assert_eq!(receive(&answers, 3).len(), 3);
 }
 
 #[test]

@@ -176,6 +176,8 @@ struct Chat<W> {
     screen: Screen<W>,
     marks: Marks,
     synced: bool,
+    /// That there is no connection has been said, and is not said again until there was one.
+    is_cut_off: bool,
 }
 
 impl<W: Write> Chat<W> {
@@ -214,6 +216,7 @@ impl<W: Write> Chat<W> {
             screen,
             marks,
             synced: false,
+            is_cut_off: false,
         })
     }
 
@@ -338,6 +341,7 @@ impl<W: Write> Chat<W> {
                 }
             }
             OwnedEvent::Welcome { .. } => {
+                self.is_cut_off = false;
                 let (user, target) = (self.options.user, &self.options.target);
                 let text = format!("connected to {target} as user {user}");
                 self.screen.notice(&text)?;
@@ -432,8 +436,10 @@ impl<W: Write> Chat<W> {
             return Err(ChatError::Stopped(code));
         }
         self.client.set_token(mint(&self.key, &self.options));
-        if code != CloseCode::DRAINING {
-            let text = format!("not connected ({code}: {detail}); trying again");
+        if code != CloseCode::DRAINING && !self.is_cut_off {
+            self.is_cut_off = true;
+            let target = &self.options.target;
+            let text = format!("not connected to {target} ({detail}); trying again and again");
             self.screen.notice(&text)?;
         }
         Ok(())

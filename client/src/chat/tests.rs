@@ -9,6 +9,7 @@ use base64::{Engine, engine::general_purpose::URL_SAFE_NO_PAD};
 use portico_wire::Op;
 use std::{
     fs::{self, Permissions},
+    net::TcpListener,
     os::unix::fs::PermissionsExt,
     sync::{
         Mutex,
@@ -214,6 +215,26 @@ fn the_saved_place_counts_even_when_the_server_knows_less() {
     let (text, result) = piped(data.options(&server, 1, 2), "");
     result.unwrap();
     assert!(!text.contains("one"), "{text}");
+}
+
+#[test]
+fn that_nobody_answers_is_said_once() {
+    let (server, data) = (Server::start(identify), Data::new());
+    let mut options = data.options(&server, 1, 2);
+    // Bound and given back: nobody listens there.
+    let free = TcpListener::bind("127.0.0.1:0").unwrap();
+    options.target = free.local_addr().unwrap().to_string();
+    drop(free);
+    let wanted = format!("not connected to {}", options.target);
+    let chat = Running::start_with(options, Duration::from_secs(3));
+    chat.paper.wait(&wanted);
+    // Three seconds hold several tries: the first two come within 1.5 s.
+    let (text, result) = chat.end();
+    assert!(
+        matches!(result, Err(ChatError::NoConnection(_))),
+        "{result:?}"
+    );
+    assert_eq!(text.matches("not connected").count(), 1, "{text}");
 }
 
 #[test]

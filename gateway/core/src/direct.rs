@@ -14,7 +14,7 @@
 //! arrival order is kept (rules O10 to O13).
 
 use crate::{
-    conn::ConnId,
+    conn::{ConnId, Source},
     error::Refusal,
     home::{ShardId, conv_home},
     mesh::ShardMessage,
@@ -513,7 +513,8 @@ impl Shard {
         }
     }
 
-    /// Shows an ephemeral message to whoever is there and has room.
+    /// Shows an ephemeral message to whoever is there and has room. Not to who is behind: a flood
+    /// of these would take the room that each page of messages needs.
     pub(crate) fn on_ephemeral(&mut self, draft: &Draft, cx: &mut Turn<'_>) {
         let soft = self.config.limits.outbox_bytes_soft;
         let route = RouteHeader {
@@ -533,7 +534,7 @@ impl Shard {
             if sender || hidden {
                 continue;
             }
-            if conn.pending_bytes() >= soft {
+            if conn.source != Source::Live || conn.pending_bytes() >= soft {
                 self.counters.bump(Counter::EphemeralDropped);
                 continue;
             }

@@ -18,6 +18,9 @@ use std::mem;
 const POOLED_MAX: usize = 1_024;
 const POOLED_BYTES_MAX: usize = 16 << 10;
 const POOLED_WINDOW_MAX: usize = 256;
+/// What may be queued for a connection that has not logged in: answers to a few early questions.
+/// Anyone can open thousands of those.
+const OUTBOX_BYTES_BEFORE_WELCOME_MAX: usize = 8 << 10;
 
 #[derive(Debug, Default)]
 pub(crate) struct Pool {
@@ -107,6 +110,11 @@ impl Shard {
         }
         let pending = conn.pending_bytes();
         let crossed = before < soft && pending >= soft && conn.phase == Phase::Open;
+        let max = if conn.is_logged_in() {
+            max
+        } else {
+            max.min(OUTBOX_BYTES_BEFORE_WELCOME_MAX)
+        };
         if pending > max {
             let detail = "the client does not read";
             self.close(id, CloseCode::SLOW_CONSUMER, detail, cx);

@@ -147,7 +147,7 @@ knobs! {
      tries again with RETRY.";
     "limits.gate_messages_max", Usize(limits.gate_messages_max), bounds(1, 65_536, "messages"),
     "Messages of one device and conversation that may wait while the store is searched for a first \
-     attempt; more are refused with RATE_LIMITED.";
+     attempt; more are refused with OVERLOADED.";
     "limits.flush_ms", U32(limits.flush_ms), bounds(1, 60_000, "ms"),
     "How long receipts wait to be told together; cursors and watermarks are written four times less \
      often. After a crash so much of them is told again; no message depends on it.";

@@ -51,6 +51,10 @@ impl Unread {
         }
         held.drain(..used);
         self.bytes -= used;
+        // The budget counts bytes, not room: one byte may not keep a large frame's buffer.
+        if held.capacity() > POOLED_BYTES_MAX && held.len() < held.capacity() / 2 {
+            held.shrink_to_fit();
+        }
     }
 
     /// Takes the whole buffer of a connection.
@@ -107,6 +111,16 @@ mod tests {
         assert_eq!(unread.bytes(), 0);
         unread.take_in(&[0; 7]);
         assert_eq!(unread.bytes(), 7);
+    }
+
+    #[test]
+    fn the_rest_of_a_large_frame_does_not_keep_its_room() {
+        let mut unread = Unread::new(1 << 20);
+        let mut held = Vec::new();
+        assert!(unread.append(&mut held, &[0; (256 << 10) + 1]));
+        unread.consume(&mut held, 256 << 10);
+        assert_eq!((held.len(), unread.bytes()), (1, 1));
+        assert!(held.capacity() <= POOLED_BYTES_MAX, "{}", held.capacity());
     }
 
     #[test]

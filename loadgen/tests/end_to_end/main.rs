@@ -380,6 +380,8 @@ fn a_missing_key_is_named() {
     fs::remove_file(setup.key_file()).expect("it was there");
     let output = setup.run(&gateway.address.to_string(), "smoke");
     fails_with(&output, &["no usable signing key at", "auth-key.pem"]);
+    let text = String::from_utf8_lossy(&output.stderr);
+    assert_eq!(text.matches("os error").count(), 1, "said once: {text}");
     assert!(!setup.json_file().exists(), "no result, no file");
 }
 

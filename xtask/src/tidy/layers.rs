@@ -83,7 +83,7 @@ const LAYERS: &[Layer] = &[
     Layer {
         manifest: "fuzz/Cargo.toml",
         package: "portico-fuzz",
-        depends_on: &["portico-client", "portico-wire"],
+        depends_on: &["portico-client", "portico-core", "portico-wire"],
         in_tests: &[],
     },
 ];

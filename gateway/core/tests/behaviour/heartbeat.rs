@@ -57,6 +57,21 @@ fn silence_is_measured_by_the_promise() {
 }
 
 #[test]
+fn a_ping_without_a_number_counts_and_is_not_answered() {
+    let mut world = world(1);
+    let client = world.login(1, 1);
+    world.take(client);
+    world.advance(100_000);
+    let mut bytes = Vec::new();
+    put_ping(&mut bytes, 0, 60);
+    world.write(client, &bytes);
+    world.run();
+    assert_eq!(ops(&world.take(client)), []);
+    let seconds = silence_s(&mut world, client);
+    assert!((135..=136).contains(&seconds), "closed after {seconds} s");
+}
+
+#[test]
 fn a_shorter_promise_holds_at_once_and_a_longer_one_too() {
     let mut world = world(1);
     let client = world.login(1, 1);

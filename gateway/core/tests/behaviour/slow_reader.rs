@@ -5,7 +5,7 @@
 use crate::support::{assert_idle, ops, sent, texts, world};
 use portico_core::{
     Counter, Limits,
-    testing::{CmdKind, World},
+    testing::{CmdKind, Got, World},
 };
 use portico_wire::{CloseCode, Op, encode::put_ping, frame::Flags};
 
@@ -195,6 +195,62 @@ fn ephemeral_frames_and_receipts_go_first() {
     assert!(!texts(&got).contains(&"typing".to_owned()));
     assert!(!ops(&got).contains(&Op::Receipt));
     assert_eq!(texts(&got).len(), 100);
+}
+
+#[test]
+fn a_flood_of_ephemeral_frames_does_not_keep_messages_away() {
+    let mut world = world(1);
+    let (alice, bob, mallory) = (world.login(1, 1), world.login(2, 1), world.login(3, 1));
+    let last = world.last_seq(bob);
+    world.ack(bob, last, 4_096);
+    world.run();
+    world.take(bob);
+    world.set_reading(bob, false);
+    for number in 0..100 {
+        world.say(alice, 2, &numbered(number));
+    }
+    world.run();
+    assert_eq!(world.count(Counter::FellBehind), 1);
+    // Whenever Bob reads a little, Mallory fills the room again before the page has come.
+    let mut got = Vec::new();
+    for _ in 0..5 {
+        world.store.hold(&[CmdKind::Replay]);
+        world.set_reading(bob, true);
+        world.run();
+        got.extend(world.take(bob));
+        world.set_reading(bob, false);
+        for number in 0..100 {
+            let mut noise = world.message(mallory, 2, &numbered(number));
+            noise.flags = Flags::EPHEMERAL;
+            world.post(mallory, &noise);
+        }
+        world.run();
+        world.store.release();
+        world.run();
+    }
+    let all: Vec<_> = (0..100).map(numbered).collect();
+    got.retain(Got::is_sequenced);
+    assert_eq!(texts(&got), all);
+    assert!(world.count(Counter::EphemeralDropped) > 0);
+}
+
+#[test]
+fn before_login_a_reader_that_stops_costs_little() {
+    let mut world = world(1);
+    let client = world.connect(0);
+    world.set_reading(client, false);
+    let mut pings = Vec::new();
+    for corr in 1..=600 {
+        put_ping(&mut pings, corr, 60);
+    }
+    world.write(client, &pings);
+    world.run();
+    assert_eq!(world.count(Counter::ClosedSlow), 1);
+    world.set_reading(client, true);
+    world.run();
+    assert_eq!(world.close_code(client), Some(CloseCode::SLOW_CONSUMER));
+    world.advance(2_000);
+    assert_eq!(world.residue(), []);
 }
 
 #[test]
