@@ -292,12 +292,24 @@ impl Shard {
     }
 
     /// Lets the messages behind a finished search go, up to the next that needs one.
+    ///
+    /// Nobody searches for a sender who has gone: what waits here was never handed on, and its
+    /// sender says it again. What came behind it is let go of too, or it would overtake.
     fn open_gate(&mut self, key: (UserId, DeviceId, UserId), cx: &mut Turn<'_>) {
+        let mut abandoned = false;
         while let Some(token) = self.gates.get_mut(&key).and_then(VecDeque::pop_front) {
-            match self.outgoing.get_mut(token) {
-                Some(attempt) if attempt.retry => return self.find_attempt(token, cx),
-                Some(_) => self.dispatch(token, cx),
-                None => {}
+            let Some(attempt) = self.outgoing.get_mut(token) else {
+                continue;
+            };
+            let (retry, asker) = (attempt.retry, attempt.conn);
+            let gone = !asker.is_some_and(|id| self.is_open(id));
+            if gone && (retry || abandoned) {
+                abandoned = true;
+                self.end_attempt(token);
+            } else if retry {
+                return self.find_attempt(token, cx);
+            } else {
+                self.dispatch(token, cx);
             }
         }
         self.gates.remove(&key);

@@ -312,6 +312,44 @@ fn a_sender_that_leaves_during_the_search_leaves_nothing_behind() {
 }
 
 #[test]
+fn nobody_searches_for_a_sender_who_has_gone() {
+    // Fault: hundreds of repeats behind one search were each looked for in turn although their
+    // sender had gone, and a drain waited for all of them.
+    let mut world = world(1);
+    let (alice, bob) = (world.login(1, 1), world.login(2, 1));
+    world.take(bob);
+    world.store.hold(&[CmdKind::Find]);
+    let mut said = Vec::new();
+    for (body, flags) in [
+        ("first", Flags::RETRY),
+        ("second", Flags::RETRY),
+        ("third", Flags::NONE),
+    ] {
+        let mut message = world.message(alice, 2, body);
+        message.flags = flags;
+        world.post(alice, &message);
+        said.push(message);
+    }
+    world.run();
+    world.cut(alice);
+    world.store.release();
+    world.run();
+    assert_eq!(texts(&world.take(bob)), ["first"]);
+    let open = |(what, _): &(&str, u64)| what.contains("in_flight") || what.contains("gates");
+    assert!(!world.residue().iter().any(open), "{:?}", world.residue());
+    // Its sender comes back and says all of it again: in order, and the first is known.
+    let alice = world.login(1, 1);
+    world.take(alice);
+    for message in &said {
+        repeat(&mut world, alice, message);
+    }
+    world.run();
+    let shown = texts(&world.take(bob));
+    assert_eq!(&shown[shown.len() - 2..], ["second", "third"]);
+    assert_eq!(entries(&world, 1, 2), 3);
+}
+
+#[test]
 fn a_search_starts_a_minute_before_the_id_s_own_time() {
     // A client whose clock is ahead by a minute made the id; the entry is older than the id says.
     let mut world = world(1);
