@@ -12,7 +12,8 @@ use portico_wire::{
     message::{Close, Envelope, Welcome},
 };
 use std::{
-    net::{Ipv4Addr, TcpListener},
+    io,
+    net::{Ipv4Addr, Shutdown, TcpListener},
     thread,
     time::Duration,
 };
@@ -291,7 +292,11 @@ fn more_than_a_buffer_is_read_to_the_end() {
             deliver(&mut out, seq, &[1; 40_000]);
         }
         end.write(&out);
-        // The end of the stream follows the last byte at once.
+        // The end of the stream follows the last byte at once. The socket itself is closed when the
+        // client's acknowledgements have been read: with them unread the kernel would reset the
+        // connection, and what the client has not read yet would be gone.
+        end.stream.shutdown(Shutdown::Write).expect("connected");
+        let _ = io::copy(&mut end.stream, &mut io::sink());
     });
     let mut many = many(target, |_| {});
     many.add(session(1));
