@@ -67,6 +67,8 @@ struct State {
     session: Session,
     events: VecDeque<OwnedEvent>,
     auto_ack: bool,
+    /// The owner wants another connection, now.
+    reconnect: bool,
     closing: bool,
     ended: bool,
 }
@@ -84,6 +86,7 @@ impl Client {
                 session,
                 events: VecDeque::new(),
                 auto_ack,
+                reconnect: false,
                 closing: false,
                 ended: false,
             }),
@@ -142,6 +145,14 @@ impl Client {
     /// See [`Session::set_token`].
     pub fn set_token(&self, token: impl Into<String>) {
         self.shared.lock().session.set_token(token);
+    }
+
+    /// The owner knows that only its own network has changed: another connection is opened at once,
+    /// without the wait that spreads those who lost theirs together. One that is there is left for
+    /// the new one, as when a server drains. Nothing happens to a session that has stopped.
+    pub fn reconnect_now(&self) {
+        self.shared.lock().reconnect = true;
+        self.shared.wake();
     }
 
     /// The next event, or `None` after `timeout`, and at once when nothing can come any more.
@@ -338,8 +349,9 @@ impl Worker {
             while self.read(buffer) {}
             self.lost();
         }
-        let state = self.shared.lock();
+        let mut state = self.shared.lock();
         let closing = state.closing;
+        let reconnect = mem::take(&mut state.reconnect);
         let connected = state.session.phase().is_connected();
         let room = state.events.len() < EVENTS_MAX;
         let timeout_us = state.session.next_timeout();
@@ -349,6 +361,20 @@ impl Worker {
         }
         if closing {
             return false;
+        }
+        if reconnect {
+            // At most one of the two is set: there is a connection, or there will be one.
+            let wanted_us = if connected {
+                Some(&mut self.leave_at_us)
+            } else {
+                // `None` there: the session has stopped.
+                self.connect_at_us
+                    .is_some()
+                    .then_some(&mut self.connect_at_us)
+            };
+            if let Some(at_us) = wanted_us {
+                *at_us = Some(now.mono_us);
+            }
         }
         if due(self.connect_at_us, now) || due(self.leave_at_us, now) {
             self.connect();

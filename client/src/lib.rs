@@ -88,8 +88,8 @@ pub use blocking::Client;
 pub use owned::{OwnedEnvelope, OwnedEvent};
 pub use raw::{RawConnection, RawError, RawFrame, RawWelcome};
 pub use session::{
-    Event, Now, Phase, ProtocolFault, SendError, SendOptions, Session, SessionConfig, SessionState,
-    StateError,
+    Event, Login, Now, Phase, ProtocolFault, SendError, SendOptions, Session, SessionConfig,
+    SessionState, Settings, StateError,
 };
 
 use portico_wire::{encode::Encoder, message::Envelope};

@@ -10,33 +10,53 @@
 //! queued (everything that gathered since the last turn in one `send` per connection), waits, reads
 //! and fires timers. Whatever happens reaches the owner through one callback.
 //!
+//! For very many, make the sessions with [`Session::sharing`] and settings that keep no access
+//! token: the owner is asked for one when a session has no other way to log in.
+//!
 //! # Invariants
-//! - A connection that is neither stopped nor open has a timer or stands in the queue of those to
-//!   be opened: none is forgotten.
-//! - At most [`ManyConfig::connecting_max`] connections are between their first packet and WELCOME.
-//! - An idle connection owns its slot and nothing else here: no buffer, no heap entry.
+//! - A connection that is neither stopped nor open has a timer, stands in the queue of those to be
+//!   opened, or waits for a token that its owner was asked for: none is forgotten.
+//! - At most [`ManyConfig::connecting_max`] connections are between their first packet and WELCOME,
+//!   or wait for a token.
+//! - An idle connection owns its slot, a node of the wheel, and its resume token, nothing else: no
+//!   buffer, no heap entry, no object of the allocator that comes and goes with heartbeats.
+//! - A thread with nothing to do but heartbeats wakes once a second for those of that second; the
+//!   drivers of one process do so at different moments.
+//! - Every descriptor is opened, used and closed by the thread that made the `Many`, which cannot
+//!   leave it ([`Many`] is not `Send`). So that thread may have a descriptor table of its own
+//!   (`unshare(CLONE_FILES)` before [`Many::new`]) and with it a limit of open files of its own.
 //!
 //! # Does not
 //! Decide when to reconnect: the session's verdict says so, and how long to wait. Follow a server
 //! to another endpoint: a measurement is of one target. Open the new connection before it leaves
 //! the old one when the server drains; replay makes up for the moment between the two.
 
+mod config;
+mod open;
+mod slot;
+mod sources;
+mod transport;
 mod wheel;
 
-use crate::session::{Event, Now, Phase, SendError, SendOptions, Session};
+pub use config::{Clock, ConnIndex, ManyConfig, ManyEvent, OnEvent};
+pub use sources::loopback_sources;
+
+use crate::session::{Now, Phase, SendError, SendOptions, Session};
 use portico_wire::ids::{MsgId, UserId};
 use rustix::{
     buffer::spare_capacity,
     event::{Timespec, epoll},
 };
-use socket2::{Domain, Protocol, Socket, Type};
+use slot::{Beat, Reconnect, Slot, State};
+use socket2::SockRef;
+use sources::Sources;
 use std::{
     collections::VecDeque,
-    fmt,
-    io::{self, Read, Write},
-    net::{IpAddr, SocketAddr, TcpStream},
+    fmt, io,
+    marker::PhantomData,
     os::fd::OwnedFd,
-    time::{Instant, SystemTime, UNIX_EPOCH},
+    sync::atomic::{AtomicU64, Ordering},
+    time::Duration,
 };
 use wheel::Wheel;
 
@@ -45,200 +65,39 @@ use wheel::Wheel;
 const READY_PER_TURN_MAX: usize = 128;
 /// Bytes read at once. One buffer serves all connections.
 const READ_BYTES: usize = 65_536;
-/// Full buffers taken from one connection before the others get their turn.
-const READS_IN_A_ROW_MAX: usize = 8;
-/// Write buffers kept for sessions that are about to send.
-const SPARE_BUFFERS_MAX: usize = 256;
-/// A write buffer that has grown beyond this is given back instead of kept.
-const SPARE_BUFFER_BYTES_MAX: usize = 16_384;
-/// How far the pace of connecting may catch up after a pause.
-const CONNECT_CATCH_UP_US: u64 = 10_000;
 
-/// The time of this driver: one origin for every thread of a program, so that times taken on one
-/// thread mean the same on another.
-#[derive(Clone, Copy, Debug)]
-pub struct Clock {
-    origin: Instant,
-    wall_at_origin_us: u64,
-}
-
-impl Clock {
-    #[must_use]
-    pub fn start() -> Self {
-        let wall = SystemTime::now().duration_since(UNIX_EPOCH);
-        Self {
-            origin: Instant::now(),
-            // A clock set before 1970 is no clock; the server's offset corrects it.
-            wall_at_origin_us: wall.map_or(0, |wall| wall.as_micros() as u64),
-        }
-    }
-
-    #[must_use]
-    pub fn now(&self) -> Now {
-        let mono_us = self.origin.elapsed().as_micros() as u64;
-        Now {
-            mono_us,
-            wall_us: self.wall_at_origin_us + mono_us,
-        }
-    }
-}
-
-/// How connections are opened.
-#[derive(Clone, Debug)]
-pub struct ManyConfig {
-    pub target: SocketAddr,
-    /// Local addresses, used in turn. Empty: the system chooses. An address has only so many ports
-    /// towards one target (about 28,000 by default).
-    pub sources: Vec<IpAddr>,
-    /// Connections that will be added, to reserve memory once.
-    pub connections: usize,
-    /// Connections between their first packet and WELCOME.
-    pub connecting_max: usize,
-    /// Connections opened per second, at most.
-    pub connects_per_s: u32,
-    /// From the first packet to WELCOME.
-    pub connect_timeout_ms: u32,
-    pub clock: Clock,
-}
-
-impl ManyConfig {
-    #[must_use]
-    pub fn new(target: SocketAddr, clock: Clock) -> Self {
-        Self {
-            target,
-            sources: Vec::new(),
-            connections: 0,
-            connecting_max: 256,
-            connects_per_s: 20_000,
-            connect_timeout_ms: 10_000,
-            clock,
-        }
-    }
-}
-
-/// A connection, numbered from 0 in the order of [`Many::add`].
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
-pub struct ConnIndex(pub u32);
-
-/// What happened to a connection.
-#[derive(Debug)]
-pub enum ManyEvent<'a> {
-    /// The session says so. After `Closed` with a delay the driver reconnects by itself.
-    Session(Event<'a>),
-    /// No connection came about; the session decides about the next attempt.
-    ConnectFailed(&'a io::Error),
-}
-
-/// The owner's callback.
-pub type OnEvent<'a> = dyn FnMut(Now, ConnIndex, ManyEvent<'_>) + 'a;
-
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum State {
-    /// Until `until_us`, then in the queue.
-    Waiting,
-    /// In the queue of connections to be opened.
-    Queued,
-    /// The handshake of TCP runs, until `until_us` at most.
-    Connecting,
-    /// HELLO is out, WELCOME is awaited, until `until_us` at most.
-    Greeting,
-    Up,
-    /// The server drains: leave at `until_us`.
-    Leaving,
-    /// The session's last word.
-    Stopped,
-}
-
-struct Slot {
-    session: Session,
-    until_us: u64,
-    socket: Option<TcpStream>,
-    state: State,
-    /// In the list of those that have something to write.
-    dirty: bool,
-    /// The socket's buffer is full: the next edge says when it is not.
-    blocked: bool,
-}
-
-impl fmt::Debug for Slot {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Slot")
-            .field("state", &self.state)
-            .field("until_us", &self.until_us)
-            .field("blocked", &self.blocked)
-            .finish_non_exhaustive()
-    }
-}
-
-impl Slot {
-    fn is_connecting(&self) -> bool {
-        matches!(self.state, State::Connecting | State::Greeting)
-    }
-
-    /// When something has to be done without an event of the socket.
-    fn deadline_us(&self) -> Option<u64> {
-        match self.state {
-            State::Waiting | State::Connecting => Some(self.until_us),
-            State::Greeting | State::Leaving => {
-                let session = self.session.next_timeout().unwrap_or(u64::MAX);
-                Some(self.until_us.min(session))
-            }
-            State::Up => self.session.next_timeout(),
-            State::Queued | State::Stopped => None,
-        }
-    }
-}
-
-/// What a call of the session meant for its connection.
-#[derive(Clone, Copy, Debug, Default)]
-struct Outcome {
-    welcomed: bool,
-    leave_after_ms: Option<u32>,
-    closed: Option<Reconnect>,
-}
-
-#[derive(Clone, Copy, Debug)]
-enum Reconnect {
-    AfterMs(u32),
-    Never,
-}
-
-impl Outcome {
-    fn note(&mut self, event: &Event<'_>) {
-        match event {
-            Event::Welcome { .. } => self.welcomed = true,
-            Event::Draining { leave_after_ms } => self.leave_after_ms = Some(*leave_after_ms),
-            Event::Closed {
-                reconnect_after_ms, ..
-            } => {
-                self.closed = Some(match reconnect_after_ms {
-                    Some(ms) => Reconnect::AfterMs(*ms),
-                    None => Reconnect::Never,
-                });
-            }
-            _ => {}
-        }
-    }
-}
+/// What a connection takes here at least, its session included; what the session has on the heap
+/// comes on top, a resume token as a rule.
+pub const CONNECTION_BYTES: usize = size_of::<Slot>() + Wheel::OWNER_BYTES + QUEUE_BYTES;
+/// A place in the queue of those to be opened, which is kept for when all have to be.
+const QUEUE_BYTES: usize = size_of::<u32>();
 
 /// Many sessions over one epoll instance. See the module's head.
 pub struct Many {
     config: ManyConfig,
+    sources: Sources,
     epoll: OwnedFd,
     slots: Vec<Slot>,
     wheel: Wheel,
+    beat: Beat,
     /// Those to be opened, in order.
     queue: VecDeque<u32>,
     connecting: usize,
+    /// Those whose owner was asked for a token.
+    tokenless: usize,
     next_connect_us: u64,
     dirty: Vec<u32>,
     /// Those whose sockets gave full buffers to the last: more is there, and no edge will say so.
     unread: Vec<u32>,
+    /// Those that were cut, and whose sessions do not know yet.
+    cut: Vec<u32>,
     // Scratch, kept for its memory.
     ready: Vec<epoll::Event>,
     due: Vec<u32>,
     read_buffer: Box<[u8]>,
     spare_buffers: Vec<Vec<u8>>,
+    /// Its descriptors belong to one thread.
+    not_send: PhantomData<*const ()>,
 }
 
 impl fmt::Debug for Many {
@@ -247,27 +106,35 @@ impl fmt::Debug for Many {
             .field("connections", &self.slots.len())
             .field("connecting", &self.connecting)
             .field("queued", &self.queue.len())
+            .field("tokenless", &self.tokenless)
             .finish_non_exhaustive()
     }
 }
 
 impl Many {
-    pub fn new(config: ManyConfig) -> io::Result<Self> {
+    pub fn new(mut config: ManyConfig) -> io::Result<Self> {
+        static DRIVERS: AtomicU64 = AtomicU64::new(0);
         let connections = config.connections;
+        let addresses = std::mem::take(&mut config.sources);
         Ok(Self {
+            sources: Sources::new(addresses, config.source_offset),
             config,
             epoll: epoll::create(epoll::CreateFlags::CLOEXEC)?,
             slots: Vec::with_capacity(connections),
             wheel: Wheel::with_capacity(connections),
+            beat: Beat::new(DRIVERS.fetch_add(1, Ordering::Relaxed)),
             queue: VecDeque::with_capacity(connections),
             connecting: 0,
+            tokenless: 0,
             next_connect_us: 0,
             dirty: Vec::new(),
             unread: Vec::new(),
+            cut: Vec::new(),
             ready: Vec::with_capacity(READY_PER_TURN_MAX),
             due: Vec::new(),
             read_buffer: vec![0; READ_BYTES].into_boxed_slice(),
             spare_buffers: Vec::new(),
+            not_send: PhantomData,
         })
     }
 
@@ -277,14 +144,7 @@ impl Many {
     /// When there are 2^32 connections already.
     pub fn add(&mut self, session: Session) -> ConnIndex {
         let index = u32::try_from(self.slots.len()).expect("fewer than 2^32 connections");
-        self.slots.push(Slot {
-            session,
-            until_us: 0,
-            socket: None,
-            state: State::Queued,
-            dirty: false,
-            blocked: false,
-        });
+        self.slots.push(Slot::new(session));
         self.wheel.add_owner();
         self.queue.push_back(index);
         ConnIndex(index)
@@ -299,30 +159,66 @@ impl Many {
         options: SendOptions,
     ) -> Result<MsgId, SendError> {
         let now = self.now();
-        let slot = &mut self.slots[conn.0 as usize];
-        let output = slot.session.output();
-        // A buffer that has been through this before spares the steps of growing a new one.
-        if output.capacity() == 0
-            && let Some(buffer) = self.spare_buffers.pop()
-        {
-            *output = buffer;
-        }
-        let result = slot.session.send(now, to, envelope, options);
-        let output = slot.session.output();
-        if output.is_empty() && output.capacity() > 0 {
-            // Nothing can go out now; the buffer must not stay behind.
-            self.spare_buffers.push(std::mem::take(output));
-        }
+        self.lend_buffer(conn.0);
+        let session = &mut self.slots[conn.0 as usize].session;
+        let result = session.send(now, to, envelope, options);
+        // Perhaps nothing can go out now.
+        self.take_buffer_back(conn.0);
         self.after_session(conn.0);
         result
     }
 
     /// Anything else a session can do: acknowledge, mark as read, close.
     pub fn with<R>(&mut self, conn: ConnIndex, action: impl FnOnce(&mut Session, Now) -> R) -> R {
-        let now = self.config.clock.now();
-        let result = action(&mut self.slots[conn.0 as usize].session, now);
+        let now = self.now();
+        let slot = &mut self.slots[conn.0 as usize];
+        let result = action(&mut slot.session, now);
+        if slot.state == State::Tokenless {
+            let stopped = matches!(slot.session.phase(), Phase::Stopped(_));
+            if stopped || !slot.session.needs_token() {
+                self.tokenless -= 1;
+                // Ahead of the others: it was its turn already. If it has stopped, that is seen
+                // there.
+                self.slots[conn.0 as usize].state = State::Queued;
+                self.queue.push_front(conn.0);
+            }
+        }
         self.after_session(conn.0);
         result
+    }
+
+    /// A new access token, for the next login: the answer to [`ManyEvent::TokenWanted`], or given
+    /// before it is asked for.
+    pub fn set_token(&mut self, conn: ConnIndex, token: impl Into<String>) {
+        self.with(conn, |session, _| session.set_token(token));
+    }
+
+    /// Ends a connection as a network does that goes away: at once, without a word, and with a
+    /// reset, so that the kernel remembers nothing of it. The session hears of it in the next turn,
+    /// and comes back after its own time. Nothing happens to one that has no socket.
+    pub fn cut(&mut self, conn: ConnIndex) {
+        let slot = &mut self.slots[conn.0 as usize];
+        if let Some(socket) = slot.socket.take() {
+            // Without it the end is a gentle one, which is still an end.
+            let _ = SockRef::from(&socket).set_linger(Some(Duration::ZERO));
+            slot.blocked = false;
+            self.cut.push(conn.0);
+        }
+    }
+
+    /// The owner knows that only its own network has changed: a connection is left, or no longer
+    /// waited with, and opened anew as soon as pace and bound allow.
+    pub fn reconnect_now(&mut self, conn: ConnIndex) {
+        let slot = &self.slots[conn.0 as usize];
+        match slot.state {
+            State::Waiting => self.enqueue(conn.0),
+            // One that was cut a moment ago has no socket; its session decides.
+            State::Greeting | State::Up | State::Leaving if slot.socket.is_some() => {
+                self.leave(conn.0);
+            }
+            State::Greeting | State::Up | State::Leaving => {}
+            State::Queued | State::Tokenless | State::Connecting | State::Stopped => {}
+        }
     }
 
     #[must_use]
@@ -347,6 +243,9 @@ impl Many {
 
     /// One round: open, write, wait for at most `wait_us`, read, fire timers, write.
     pub fn turn(&mut self, wait_us: u64, on_event: &mut OnEvent<'_>) -> io::Result<()> {
+        for index in std::mem::take(&mut self.cut) {
+            self.transport_ended(index, on_event);
+        }
         self.open_queued(on_event);
         self.flush(on_event);
         self.wait(wait_us)?;
@@ -382,6 +281,7 @@ impl Many {
             self.end(index, self.now(), Reconnect::Never);
         }
         self.queue.clear();
+        self.cut.clear();
     }
 
     fn wait(&mut self, wait_us: u64) -> io::Result<()> {
@@ -390,7 +290,7 @@ impl Many {
         if let Some(at_us) = self.wheel.next_us() {
             wait_us = wait_us.min(at_us.saturating_sub(now_us));
         }
-        if !self.queue.is_empty() && self.connecting < self.config.connecting_max {
+        if self.may_open() {
             wait_us = wait_us.min(self.next_connect_us.saturating_sub(now_us));
         }
         if !self.unread.is_empty() {
@@ -406,358 +306,6 @@ impl Many {
             Err(error) => Err(error.into()),
         }
     }
-
-    // --- opening
-
-    fn open_queued(&mut self, on_event: &mut OnEvent<'_>) {
-        let gap_us = 1_000_000 / u64::from(self.config.connects_per_s.max(1));
-        while self.connecting < self.config.connecting_max {
-            let now = self.now();
-            if self.queue.is_empty() || now.mono_us < self.next_connect_us {
-                break;
-            }
-            let earliest = now.mono_us.saturating_sub(CONNECT_CATCH_UP_US);
-            self.next_connect_us = self.next_connect_us.max(earliest) + gap_us;
-            if let Some(index) = self.queue.pop_front() {
-                self.open(index, now, on_event);
-            }
-        }
-    }
-
-    fn open(&mut self, index: u32, now: Now, on_event: &mut OnEvent<'_>) {
-        let slot = &mut self.slots[index as usize];
-        slot.state = State::Connecting;
-        slot.until_us = now.mono_us + u64::from(self.config.connect_timeout_ms) * 1_000;
-        self.connecting += 1;
-        match open_socket(&self.config, index as usize, &self.epoll) {
-            Ok(socket) => {
-                slot.socket = Some(socket);
-                self.rearm(index);
-            }
-            Err(error) => self.connect_failed(index, &error, on_event),
-        }
-    }
-
-    fn connected(&mut self, index: u32, on_event: &mut OnEvent<'_>) {
-        let slot = &mut self.slots[index as usize];
-        let Some(socket) = &slot.socket else { return };
-        // Frames are gathered here; waiting in the kernel as well would only add delay. A socket
-        // on which this fails is broken, and the next write says so.
-        let _ = socket.set_nodelay(true);
-        slot.state = State::Greeting;
-        self.drive(index, on_event, |session, now, _| session.connected(now));
-    }
-
-    fn connect_failed(&mut self, index: u32, error: &io::Error, on_event: &mut OnEvent<'_>) {
-        on_event(
-            self.now(),
-            ConnIndex(index),
-            ManyEvent::ConnectFailed(error),
-        );
-        self.transport_ended(index, on_event);
-    }
-
-    // --- events
-
-    fn socket_event(&mut self, index: u32, flags: epoll::EventFlags, on_event: &mut OnEvent<'_>) {
-        let slot = &mut self.slots[index as usize];
-        let Some(socket) = &slot.socket else {
-            // Closed earlier in this turn.
-            return;
-        };
-        if slot.state == State::Connecting {
-            match socket.take_error() {
-                Ok(None) if flags.contains(epoll::EventFlags::OUT) => {
-                    self.connected(index, on_event);
-                }
-                Ok(None) => return,
-                Ok(Some(error)) | Err(error) => {
-                    self.connect_failed(index, &error, on_event);
-                    return;
-                }
-            }
-        } else if slot.blocked && flags.contains(epoll::EventFlags::OUT) {
-            slot.blocked = false;
-            self.mark_dirty(index);
-        }
-        let ended = epoll::EventFlags::RDHUP | epoll::EventFlags::HUP | epoll::EventFlags::ERR;
-        if flags.intersects(epoll::EventFlags::IN | ended) {
-            self.read(index, flags.intersects(ended), on_event);
-        }
-    }
-
-    /// Reads until the socket is empty. A buffer that was not filled says so without another call,
-    /// unless the peer has ended: then the end must be met now, no edge will come for it.
-    fn read(&mut self, index: u32, ended: bool, on_event: &mut OnEvent<'_>) {
-        let mut buffer = std::mem::take(&mut self.read_buffer);
-        let mut reads = 0;
-        while let Some(mut socket) = self.slots[index as usize].socket.as_ref() {
-            match socket.read(&mut buffer) {
-                Ok(0) => {
-                    self.transport_ended(index, on_event);
-                    break;
-                }
-                Ok(bytes) => {
-                    self.drive(index, on_event, |session, now, on_event| {
-                        session.received(now, &buffer[..bytes], on_event);
-                    });
-                    if bytes < buffer.len() && !ended {
-                        break;
-                    }
-                }
-                Err(error) if error.kind() == io::ErrorKind::WouldBlock => break,
-                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-                Err(_) => {
-                    self.transport_ended(index, on_event);
-                    break;
-                }
-            }
-            reads += 1;
-            if reads == READS_IN_A_ROW_MAX && !ended {
-                self.unread.push(index);
-                break;
-            }
-        }
-        self.read_buffer = buffer;
-    }
-
-    fn timer(&mut self, index: u32, on_event: &mut OnEvent<'_>) {
-        let now_us = self.now().mono_us;
-        let slot = &mut self.slots[index as usize];
-        let over = now_us >= slot.until_us;
-        match slot.state {
-            State::Waiting if over => {
-                slot.state = State::Queued;
-                self.queue.push_back(index);
-            }
-            State::Connecting | State::Greeting if over => {
-                let error = io::Error::from(io::ErrorKind::TimedOut);
-                self.connect_failed(index, &error, on_event);
-            }
-            State::Leaving if over => self.leave(index),
-            State::Greeting | State::Up | State::Leaving => {
-                if slot.session.next_timeout().is_some_and(|at| at <= now_us) {
-                    self.drive(index, on_event, |session, now, on_event| {
-                        session.on_timeout(now, on_event);
-                    });
-                } else {
-                    self.rearm(index);
-                }
-            }
-            State::Waiting | State::Connecting => self.rearm(index),
-            State::Queued | State::Stopped => {}
-        }
-    }
-
-    // --- the session and its transport
-
-    /// Lets the session do something and acts on what it said.
-    fn drive(
-        &mut self,
-        index: u32,
-        on_event: &mut OnEvent<'_>,
-        step: impl FnOnce(&mut Session, Now, &mut dyn FnMut(Event<'_>)),
-    ) {
-        let now = self.now();
-        let mut outcome = Outcome::default();
-        step(&mut self.slots[index as usize].session, now, &mut |event| {
-            outcome.note(&event);
-            on_event(now, ConnIndex(index), ManyEvent::Session(event));
-        });
-        let slot = &mut self.slots[index as usize];
-        if outcome.welcomed && slot.state == State::Greeting {
-            slot.state = State::Up;
-            self.connecting -= 1;
-        }
-        if let Some(ms) = outcome.leave_after_ms
-            && slot.state == State::Up
-        {
-            slot.state = State::Leaving;
-            slot.until_us = now.mono_us + u64::from(ms) * 1_000;
-        }
-        match outcome.closed {
-            Some(reconnect) => self.end(index, now, reconnect),
-            None => self.after_session(index),
-        }
-    }
-
-    /// The socket is gone, or never was: the session hears of it and gives its verdict.
-    fn transport_ended(&mut self, index: u32, on_event: &mut OnEvent<'_>) {
-        self.drop_socket(index);
-        self.drive(index, on_event, |session, now, on_event| {
-            if session.phase().is_connected() {
-                session.disconnected(now, on_event);
-            } else {
-                session.connect_failed(now, on_event);
-            }
-        });
-        // Closed by its owner: nothing was said, and nothing follows.
-        let slot = &self.slots[index as usize];
-        if slot.socket.is_none() && matches!(slot.session.phase(), Phase::Stopped(_)) {
-            self.end(index, self.now(), Reconnect::Never);
-        }
-    }
-
-    /// The server drains and this client's time to go has come: at once, without back-off. The
-    /// session keeps what is open and says HELLO on the next socket.
-    fn leave(&mut self, index: u32) {
-        self.drop_socket(index);
-        self.slots[index as usize].state = State::Queued;
-        self.queue.push_back(index);
-    }
-
-    /// The connection is over; what the session still wanted to say (a CLOSE) is tried once.
-    fn end(&mut self, index: u32, now: Now, reconnect: Reconnect) {
-        let slot = &mut self.slots[index as usize];
-        if let Some(mut socket) = slot.socket.as_ref()
-            && !slot.session.output().is_empty()
-        {
-            let _ = socket.write(slot.session.output());
-        }
-        self.drop_socket(index);
-        let slot = &mut self.slots[index as usize];
-        match reconnect {
-            Reconnect::AfterMs(ms) => {
-                slot.state = State::Waiting;
-                slot.until_us = now.mono_us + u64::from(ms) * 1_000;
-                self.rearm(index);
-            }
-            Reconnect::Never => {
-                slot.state = State::Stopped;
-                self.wheel.clear(index);
-            }
-        }
-    }
-
-    fn drop_socket(&mut self, index: u32) {
-        let slot = &mut self.slots[index as usize];
-        if slot.is_connecting() {
-            self.connecting -= 1;
-            slot.state = State::Queued;
-        }
-        slot.socket = None;
-        slot.blocked = false;
-        *slot.session.output() = Vec::new();
-    }
-
-    /// After every call of a session: it may have bytes to write and another deadline.
-    fn after_session(&mut self, index: u32) {
-        self.mark_dirty(index);
-        self.rearm(index);
-    }
-
-    fn mark_dirty(&mut self, index: u32) {
-        let slot = &mut self.slots[index as usize];
-        if !slot.dirty && !slot.blocked && !slot.session.output().is_empty() {
-            slot.dirty = true;
-            self.dirty.push(index);
-        }
-    }
-
-    /// The wheel may wake a connection too early, never too late: a deadline that moves away costs
-    /// nothing until the old one comes.
-    fn rearm(&mut self, index: u32) {
-        let Some(at_us) = self.slots[index as usize].deadline_us() else {
-            return;
-        };
-        if self.wheel.get(index).is_none_or(|armed| at_us < armed) {
-            self.wheel.set(index, at_us);
-        }
-    }
-
-    fn flush(&mut self, on_event: &mut OnEvent<'_>) {
-        let mut dirty = std::mem::take(&mut self.dirty);
-        for index in dirty.drain(..) {
-            self.slots[index as usize].dirty = false;
-            if !self.write(index) {
-                self.transport_ended(index, on_event);
-            }
-        }
-        dirty.append(&mut self.dirty);
-        self.dirty = dirty;
-    }
-
-    /// Writes what the session has queued; false when the transport is gone.
-    fn write(&mut self, index: u32) -> bool {
-        let slot = &mut self.slots[index as usize];
-        let Some(mut socket) = slot.socket.as_ref() else {
-            return true;
-        };
-        let output = slot.session.output();
-        while !output.is_empty() {
-            match socket.write(output) {
-                Ok(bytes) if bytes == output.len() => {
-                    let mut buffer = std::mem::take(output);
-                    buffer.clear();
-                    if self.spare_buffers.len() < SPARE_BUFFERS_MAX
-                        && buffer.capacity() <= SPARE_BUFFER_BYTES_MAX
-                    {
-                        self.spare_buffers.push(buffer);
-                    }
-                }
-                Ok(bytes) => drop(output.drain(..bytes)),
-                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
-                    slot.blocked = true;
-                    return true;
-                }
-                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-                Err(_) => return false,
-            }
-        }
-        true
-    }
-}
-
-fn open_socket(config: &ManyConfig, index: usize, epoll: &OwnedFd) -> io::Result<TcpStream> {
-    let domain = Domain::for_address(config.target);
-    let kind = Type::STREAM.nonblocking().cloexec();
-    let socket = Socket::new(domain, kind, Some(Protocol::TCP))?;
-    if let Some(nth) = index.checked_rem(config.sources.len()) {
-        socket.bind(&SocketAddr::new(config.sources[nth], 0).into())?;
-    }
-    let socket = match socket.connect(&config.target.into()) {
-        Ok(()) => TcpStream::from(socket),
-        Err(error)
-            if error.raw_os_error() == Some(rustix::io::Errno::INPROGRESS.raw_os_error()) =>
-        {
-            TcpStream::from(socket)
-        }
-        Err(error) => return Err(error),
-    };
-    let flags = epoll::EventFlags::IN
-        | epoll::EventFlags::OUT
-        | epoll::EventFlags::RDHUP
-        | epoll::EventFlags::ET;
-    epoll::add(
-        epoll,
-        &socket,
-        epoll::EventData::new_u64(index as u64),
-        flags,
-    )?;
-    Ok(socket)
-}
-
-/// Local addresses for `connections` connections to a loopback target, when one address has not
-/// enough ports: 127.0.0.2 and up, all of which the loopback interface answers for. Empty when the
-/// system can choose by itself; `None` when the target is elsewhere and ports would run out.
-#[must_use]
-pub fn loopback_sources(
-    target: SocketAddr,
-    connections: usize,
-    ports_per_address: usize,
-) -> Option<Vec<IpAddr>> {
-    if connections <= ports_per_address {
-        return Some(Vec::new());
-    }
-    let IpAddr::V4(address) = target.ip() else {
-        return None;
-    };
-    let addresses = connections.div_ceil(ports_per_address.max(1));
-    if !address.is_loopback() || addresses > 250 {
-        return None;
-    }
-    let sources = (0..addresses as u8).map(|n| IpAddr::from([127, 0, 0, 2 + n]));
-    Some(sources.collect())
 }
 
 #[cfg(test)]

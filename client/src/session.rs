@@ -27,60 +27,96 @@ mod random;
 mod requests;
 mod state;
 
-pub use config::{Now, SendOptions, SessionConfig};
+pub use config::{Login, Now, SendOptions, SessionConfig, Settings};
 pub use event::{Event, Phase, ProtocolFault, SendError};
 pub use state::{SessionState, StateError};
 
-use backoff::Backoff;
-use inbox::Inbox;
+use backoff::{Backoff, End};
+use inbox::{Bounds, Inbox};
 use portico_wire::{
     CloseCode, VERSION,
     encode::{Encoder, put_ack},
     frame::next_frame,
-    ids::{ConvSeq, MsgId, Seq, UserId},
-    limits::{ENVELOPE_BYTES_MAX, FRAME_BYTES_TO_CLIENT_MAX, RECEIVE_MAX_CEILING},
+    ids::{ConvSeq, DeviceId, MsgId, Seq, UserId},
+    limits::{ENVELOPE_BYTES_MAX, FRAME_BYTES_TO_CLIENT_MAX},
     message::{Close, Envelope, Hello},
 };
 use random::Random;
 use requests::{Requests, Window};
-use std::mem;
+use std::{fmt, mem, num::NonZeroU64, sync::Arc};
 
 /// HELLO must be answered within this.
 const GREETING_US: u64 = 15_000_000;
 /// A PING must be followed by a frame within this.
 const PONG_US: u64 = 10_000_000;
+/// How much earlier than promised a PING may go out, and how much later than due a connection may
+/// be given up: what lets a driver of many sessions do them in one go.
+const HEARTBEAT_SLACK_US: u64 = 1_000_000;
+/// The former is also at most one part in this many of the interval.
+const HEARTBEAT_SLACK_DIVISOR: u64 = 16;
 
 /// See the [module](self).
+///
+/// A tool keeps a million of these, most of them idle: what an idle session has no use for is
+/// behind a pointer that is null then.
 #[derive(Debug)]
 pub struct Session {
-    phase: Phase,
-    /// Closed has been told for the present connection, or there is none.
-    settled: bool,
-    backoff: Backoff,
-    random: Random,
-    input: Vec<u8>,
+    settings: Arc<Settings>,
+    rare: Option<Box<Rare>>,
+    resume_token: ResumeToken,
     output: Vec<u8>,
     inbox: Inbox,
     requests: Requests,
-    alarm: Alarm,
+    random: Random,
+    user: UserId,
     alarm_at_us: u64,
-    live_since_us: Option<u64>,
+    live_since_us: Option<NonZeroU64>,
     /// Add the monotonic time to get the server's clock.
-    server_offset_us: Option<u64>,
+    server_offset_us: Option<NonZeroU64>,
     window: Window,
+    /// See `Welcome::reconnect_spread_ms`.
+    spread_ms: u32,
+    phase: Phase,
+    backoff: Backoff,
     ping_interval_s: u16,
-    cold: Box<Cold>,
+    device: DeviceId,
+    alarm: Alarm,
+    /// Closed has been told for the present connection, or there is none.
+    settled: bool,
+    /// The server has said that it will go away.
+    draining: bool,
 }
 
-/// A tool with a million sessions keeps them all in memory.
-const _: () = assert!(size_of::<Session>() <= 448, "a session has a budget");
+const _: () = assert!(size_of::<Session>() <= 200, "a session has a budget");
 
-/// What an established connection does not touch.
-#[derive(Debug)]
-struct Cold {
-    config: SessionConfig,
-    resume_token: Vec<u8>,
+/// Empty if there is none.
+struct ResumeToken(Box<[u8]>);
+
+/// Without its bytes: they are as secret as an access token.
+impl fmt::Debug for ResumeToken {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "ResumeToken({} bytes)", self.0.len())
+    }
+}
+
+/// What few sessions have at a time.
+#[derive(Default)]
+struct Rare {
+    /// The access token, if it is kept.
+    token: String,
     endpoint: Option<String>,
+    /// The first part of a frame.
+    input: Vec<u8>,
+}
+
+/// Without the token: it must not reach a log.
+impl fmt::Debug for Rare {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Rare")
+            .field("endpoint", &self.endpoint)
+            .field("input", &self.input.len())
+            .finish_non_exhaustive()
+    }
 }
 
 /// What the one alarm of a connection means.
@@ -106,23 +142,23 @@ struct Ending<'a> {
 impl Session {
     /// `seed` must differ between sessions of one device, restarts included: ids are made from it.
     #[must_use]
-    pub fn new(mut config: SessionConfig, state: SessionState, seed: u64) -> Self {
-        config.receive_max = config.receive_max.clamp(1, RECEIVE_MAX_CEILING);
-        Self {
-            phase: Phase::Offline,
-            settled: true,
-            backoff: Backoff::default(),
-            random: Random::new(seed),
-            input: Vec::new(),
+    pub fn new(config: SessionConfig, state: SessionState, seed: u64) -> Self {
+        let (login, settings) = config.split();
+        Self::sharing(&Arc::new(settings), login, state, seed)
+    }
+
+    /// As [`Self::new`], with settings that other sessions have too.
+    #[must_use]
+    pub fn sharing(settings: &Arc<Settings>, login: Login, state: SessionState, seed: u64) -> Self {
+        let mut session = Self {
+            settings: Arc::clone(settings),
+            rare: None,
+            resume_token: ResumeToken(state.resume_token.into_boxed_slice()),
             output: Vec::new(),
-            inbox: Inbox::new(
-                state.cursor,
-                state.recent,
-                config.receive_max,
-                config.dedupe_max,
-            ),
+            inbox: Inbox::new(state.cursor, state.recent, bounds(settings)),
             requests: Requests::new(state.outbox, state.reads),
-            alarm: Alarm::Greeting,
+            random: Random::new(seed),
+            user: login.user,
             alarm_at_us: 0,
             live_since_us: None,
             server_offset_us: None,
@@ -130,40 +166,43 @@ impl Session {
                 requests_max: 1,
                 frame_bytes_max: 0,
             },
+            spread_ms: 0,
+            phase: Phase::Offline,
+            backoff: Backoff::default(),
             ping_interval_s: 0,
-            cold: Box::new(Cold {
-                config,
-                resume_token: state.resume_token,
-                endpoint: None,
-            }),
-        }
+            device: login.device,
+            alarm: Alarm::Greeting,
+            settled: true,
+            draining: false,
+        };
+        session.set_token(login.token);
+        session
     }
 
     /// A transport is up: HELLO goes out on it. If another connection was there, the new one
     /// replaces it without an event; this is how a session leaves a draining server.
     pub fn connected(&mut self, now: Now) {
         self.requests.disconnected();
-        self.input = Vec::new();
+        self.put_input(Vec::new());
         self.output.clear();
         self.inbox.connected();
         self.phase = Phase::Greeting;
         self.settled = false;
+        self.draining = false;
         self.live_since_us = None;
         self.set_alarm(Alarm::Greeting, now.mono_us.saturating_add(GREETING_US));
-        let Cold {
-            config,
-            resume_token,
-            ..
-        } = &*self.cold;
+        let rare = self.rare.as_deref();
         let hello = Hello {
             min_version: VERSION,
             max_version: VERSION,
-            token: (!config.token.is_empty()).then_some(&config.token),
-            device: config.device,
-            resume_token: (!resume_token.is_empty()).then_some(resume_token),
+            token: rare
+                .map(|rare| rare.token.as_str())
+                .filter(|token| !token.is_empty()),
+            device: self.device,
+            resume_token: (!self.resume_token.0.is_empty()).then_some(&self.resume_token.0),
             last_seq: self.inbox.cursor(),
-            receive_max: self.inbox.receive_max(),
-            client: &config.client,
+            receive_max: self.settings.receive_max(),
+            client: &self.settings.client,
             ..Hello::default()
         };
         Encoder::new().hello(&mut self.output, 1, &hello);
@@ -174,7 +213,7 @@ impl Session {
         if !self.phase.is_connected() {
             return;
         }
-        let mut carried = mem::take(&mut self.input);
+        let mut carried = self.take_input();
         let rest = if carried.is_empty() {
             let used = self.frames(now, bytes, on_event);
             bytes.get(used..).unwrap_or_default().to_vec()
@@ -184,8 +223,8 @@ impl Session {
             carried.drain(..used);
             carried
         };
-        if self.phase.is_connected() && !rest.is_empty() {
-            self.input = rest;
+        if self.phase.is_connected() {
+            self.put_input(rest);
         }
         self.flush(now, on_event);
     }
@@ -227,7 +266,7 @@ impl Session {
         if Envelope::decode(envelope).is_err() {
             return Err(SendError::BadEnvelope);
         }
-        if self.requests.unsent() >= self.cold.config.outbox_max {
+        if self.requests.unsent() >= self.settings.outbox_max {
             return Err(SendError::Full);
         }
         let msg_id = match options.msg_id {
@@ -241,7 +280,8 @@ impl Session {
 
     /// The owner has stored every message up to `up_to`. Not needed with `auto_ack`.
     pub fn acknowledge(&mut self, now: Now, up_to: Seq) {
-        self.inbox.store(now.mono_us, up_to);
+        let bounds = bounds(&self.settings);
+        self.inbox.store(bounds, now.mono_us, up_to);
         self.flush_ack(now);
     }
 
@@ -268,15 +308,33 @@ impl Session {
             self.put_close(CloseCode::NORMAL, "");
         }
         self.requests.disconnected();
-        self.input = Vec::new();
+        self.put_input(Vec::new());
         self.settled = true;
         self.phase = Phase::Stopped(CloseCode::NORMAL);
     }
 
     /// A new access token, for the next login. An empty one is left out of HELLO: then the resume
-    /// token has to do. (A tool with many sessions need not keep a token for each while they live.)
+    /// token has to do.
     pub fn set_token(&mut self, token: impl Into<String>) {
-        self.cold.config.token = token.into();
+        let token = token.into();
+        if !token.is_empty() || self.rare.is_some() {
+            self.rare.get_or_insert_default().token = token;
+            self.drop_rare_if_empty();
+        }
+    }
+
+    /// There is neither an access token nor a resume token, so that a login would be refused. The
+    /// owner calls [`Self::set_token`] before the next connection. This is so before the first
+    /// login without a token, and when the server has refused the resume token of a session that
+    /// keeps no other: then [`Event::Closed`] has come with a code of the range that logs in anew,
+    /// RESUME_REFUSED as a rule.
+    #[must_use]
+    pub fn needs_token(&self) -> bool {
+        let has_token = self
+            .rare
+            .as_ref()
+            .is_some_and(|rare| !rare.token.is_empty());
+        !has_token && self.resume_token.0.is_empty()
     }
 
     /// Bytes for the transport. The driver takes out what it has written.
@@ -297,9 +355,34 @@ impl Session {
         others.into_iter().flatten().chain([self.alarm_at_us]).min()
     }
 
+    /// When [`Self::on_timeout`] is best called, from and to: at any moment between the two it does
+    /// what is due, so that a driver of many sessions can serve those that overlap in one go. The
+    /// end is [`Self::next_timeout`], or later where nothing is lost by waiting.
+    #[must_use]
+    pub fn next_timeout_window(&self) -> Option<(u64, u64)> {
+        let at_us = self.next_timeout()?;
+        if at_us != self.alarm_at_us {
+            return Some((at_us, at_us));
+        }
+        match self.alarm {
+            Alarm::Ping => Some((at_us.saturating_sub(self.ping_slack_us()), at_us)),
+            Alarm::Greeting | Alarm::Pong => {
+                let others = [self.inbox.ack_at_us(), self.requests.next_timeout()];
+                let latest_us = at_us.saturating_add(HEARTBEAT_SLACK_US);
+                let latest_us = others.into_iter().flatten().fold(latest_us, u64::min);
+                Some((at_us, latest_us.max(at_us)))
+            }
+        }
+    }
+
     /// Heartbeats, late acknowledgements, second attempts.
     pub fn on_timeout(&mut self, now: Now, on_event: &mut dyn FnMut(Event<'_>)) {
-        if self.phase.is_connected() && self.alarm_at_us <= now.mono_us {
+        let slack_us = match self.alarm {
+            Alarm::Ping => self.ping_slack_us(),
+            Alarm::Greeting | Alarm::Pong => 0,
+        };
+        let is_due = self.alarm_at_us <= now.mono_us.saturating_add(slack_us);
+        if self.phase.is_connected() && is_due {
             match self.alarm {
                 Alarm::Ping => {
                     let next_s = u32::from(self.ping_interval_s);
@@ -318,8 +401,12 @@ impl Session {
     }
 
     /// From now on messages wait for [`Self::acknowledge`]; returns how it was configured.
-    pub(crate) const fn take_over_acks(&mut self) -> bool {
-        mem::replace(&mut self.cold.config.auto_ack, false)
+    pub(crate) fn take_over_acks(&mut self) -> bool {
+        let auto_ack = self.settings.auto_ack;
+        if auto_ack {
+            Arc::make_mut(&mut self.settings).auto_ack = false;
+        }
+        auto_ack
     }
 
     /// The driver does not read at present, for reasons of its own: silence is not the server's
@@ -335,7 +422,7 @@ impl Session {
 
     #[must_use]
     pub const fn user(&self) -> UserId {
-        self.cold.config.user
+        self.user
     }
 
     /// Messages without SENT.
@@ -351,15 +438,17 @@ impl Session {
     }
 
     /// Where the server wants the next connection to go ("host:port"); asked once.
-    pub const fn take_endpoint(&mut self) -> Option<String> {
-        self.cold.endpoint.take()
+    pub fn take_endpoint(&mut self) -> Option<String> {
+        let endpoint = self.rare.as_mut()?.endpoint.take();
+        self.drop_rare_if_empty();
+        endpoint
     }
 
     /// The server's clock, or the own one before the first WELCOME.
     #[must_use]
     pub const fn server_clock_us(&self, now: Now) -> u64 {
         match self.server_offset_us {
-            Some(offset_us) => now.mono_us.wrapping_add(offset_us),
+            Some(offset_us) => now.mono_us.wrapping_add(offset_us.get()),
             None => now.wall_us,
         }
     }
@@ -369,7 +458,7 @@ impl Session {
     pub fn state(&self) -> SessionState {
         SessionState {
             cursor: self.inbox.cursor(),
-            resume_token: self.cold.resume_token.clone(),
+            resume_token: self.resume_token.0.to_vec(),
             outbox: self.requests.saved(),
             recent: self.inbox.recent().collect(),
             reads: self.requests.saved_reads(),
@@ -418,18 +507,20 @@ impl Session {
 
     fn end(&mut self, now: Now, ending: Ending<'_>, on_event: &mut dyn FnMut(Event<'_>)) {
         self.requests.disconnected();
-        self.input = Vec::new();
+        self.put_input(Vec::new());
         self.settled = true;
         let since_us = self.live_since_us.take();
-        let live_us = since_us.map_or(0, |since_us| now.mono_us.saturating_sub(since_us));
-        let verdict = self.backoff.ended(
-            ending.code,
+        let live_us = since_us.map_or(0, |since_us| now.mono_us.saturating_sub(since_us.get()));
+        let without_a_word = self.phase.is_welcome() && !ending.by_peer && !self.draining;
+        let end = End {
+            code: ending.code,
             live_us,
-            ending.retry_after_ms,
-            &mut self.random,
-        );
+            wish_ms: ending.retry_after_ms,
+            spread_ms: if without_a_word { self.spread_ms } else { 0 },
+        };
+        let verdict = self.backoff.ended(end, &mut self.random);
         if !verdict.keep_resume_token {
-            self.cold.resume_token = Vec::new();
+            self.resume_token = ResumeToken(Box::default());
         }
         self.phase = match verdict.reconnect_after_ms {
             Some(_) => Phase::Offline,
@@ -457,10 +548,12 @@ impl Session {
     }
 
     fn flush_ack(&mut self, now: Now) {
-        if self.phase.is_welcome()
-            && let Some(up_to) = self.inbox.take_ack(now.mono_us)
-        {
-            put_ack(&mut self.output, up_to, self.inbox.receive_max());
+        if !self.phase.is_welcome() {
+            return;
+        }
+        let bounds = bounds(&self.settings);
+        if let Some(up_to) = self.inbox.take_ack(bounds, now.mono_us) {
+            put_ack(&mut self.output, up_to, bounds.receive_max);
         }
     }
 
@@ -469,7 +562,7 @@ impl Session {
         if self.phase.is_welcome()
             && let Some(up_to) = self.inbox.take_last_ack()
         {
-            put_ack(&mut self.output, up_to, self.inbox.receive_max());
+            put_ack(&mut self.output, up_to, self.settings.receive_max());
         }
     }
 
@@ -481,9 +574,17 @@ impl Session {
     const fn alive(&mut self) {
         if matches!(self.alarm, Alarm::Pong) {
             let asked_us = self.alarm_at_us.saturating_sub(PONG_US);
-            let interval_us = self.ping_interval_s as u64 * 1_000_000;
-            self.set_alarm(Alarm::Ping, asked_us.saturating_add(interval_us));
+            let at_us = asked_us.saturating_add(self.ping_interval_us());
+            self.set_alarm(Alarm::Ping, at_us);
         }
+    }
+
+    const fn ping_interval_us(&self) -> u64 {
+        self.ping_interval_s as u64 * 1_000_000
+    }
+
+    fn ping_slack_us(&self) -> u64 {
+        HEARTBEAT_SLACK_US.min(self.ping_interval_us() / HEARTBEAT_SLACK_DIVISOR)
     }
 
     const fn set_alarm(&mut self, alarm: Alarm, at_us: u64) {
@@ -491,8 +592,38 @@ impl Session {
         self.alarm_at_us = at_us;
     }
 
+    fn take_input(&mut self) -> Vec<u8> {
+        self.rare
+            .as_mut()
+            .map_or_else(Vec::new, |rare| mem::take(&mut rare.input))
+    }
+
+    fn put_input(&mut self, input: Vec<u8>) {
+        if !input.is_empty() {
+            self.rare.get_or_insert_default().input = input;
+        } else if let Some(rare) = &mut self.rare {
+            rare.input = Vec::new();
+            self.drop_rare_if_empty();
+        }
+    }
+
+    fn drop_rare_if_empty(&mut self) {
+        let is_empty =
+            |rare: &Rare| rare.token.is_empty() && rare.endpoint.is_none() && rare.input.is_empty();
+        if self.rare.as_deref().is_some_and(is_empty) {
+            self.rare = None;
+        }
+    }
+
     const fn new_msg_id(&mut self, now: Now) -> MsgId {
         MsgId::new_v7(self.server_clock_us(now) / 1_000, self.random.bits_128())
+    }
+}
+
+fn bounds(settings: &Settings) -> Bounds {
+    Bounds {
+        receive_max: settings.receive_max(),
+        dedupe_max: settings.dedupe_max,
     }
 }
 

@@ -172,6 +172,40 @@ fn a_login_that_is_turned_away_is_tried_again() {
 }
 
 #[test]
+fn an_owner_whose_network_changed_need_not_wait() {
+    let server = Server::start(plain_identity);
+    let refusal = (CloseCode::OVERLOADED, 600_000);
+    server.world().close_at_hello.push_back(refusal);
+    let address = server.address.to_string();
+    let one = Client::connect(address, session(1, |_| {})).unwrap();
+    let (code, after_ms) = one.wait_for(PATIENCE, closed).unwrap();
+    assert_eq!(code, CloseCode::OVERLOADED);
+    assert!(after_ms.is_some_and(|after_ms| after_ms >= 600_000));
+    // Out of ten minutes of waiting.
+    one.reconnect_now();
+    assert!(one.wait_live(PATIENCE));
+    assert_eq!(server.world().logins, 1);
+    // Out of a connection, which is not over before the next is there.
+    one.reconnect_now();
+    let event = one.next_event(PATIENCE);
+    assert!(
+        matches!(event, Some(OwnedEvent::Welcome { .. })),
+        "{event:?}"
+    );
+    assert!(one.wait_live(PATIENCE));
+    assert_eq!(server.world().logins, 2);
+    // And not out of a stop.
+    server.push((1, 1), |peer| {
+        peer.close(CloseCode::BANNED, 0);
+    });
+    let (code, after_ms) = one.wait_for(PATIENCE, closed).unwrap();
+    assert_eq!((code, after_ms), (CloseCode::BANNED, None));
+    one.reconnect_now();
+    assert_eq!(one.next_event(Duration::from_millis(200)), None);
+    assert_eq!(server.world().logins, 2);
+}
+
+#[test]
 fn refusals_reach_the_owner_and_a_temporary_one_heals() {
     let server = Server::start(plain_identity);
     let one = client(&server, 1);

@@ -6,6 +6,9 @@ use std::path::PathBuf;
 /// Longest life of a token that `portico token` makes.
 const TTL_S_MAX: u64 = 365 * 86_400;
 
+/// More than any machine holds.
+const CONNECTIONS_MAX: u64 = 1_000_000_000;
+
 /// Portico, a messaging gateway.
 #[derive(Debug, Parser)]
 #[command(
@@ -34,6 +37,8 @@ pub(crate) enum Command {
     Config(ConfigArgs),
     /// Report whether this machine can serve, and with what.
     Probe(ServeArgs),
+    /// Report how many connections this machine can hold, what bounds them, and what they cost.
+    Limits(LimitsArgs),
     /// Print every metric and what it means.
     Metrics,
     /// Print the version.
@@ -81,6 +86,18 @@ impl ServeArgs {
         .filter_map(|(key, flag, value)| Some((key, flag, value.clone()?)))
         .collect()
     }
+}
+
+#[derive(Args, Debug)]
+pub(crate) struct LimitsArgs {
+    /// Say what so many connections need; the exit code is 1 if it is not there
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(1..=CONNECTIONS_MAX))]
+    pub(crate) connections: Option<u64>,
+    /// Answer as JSON
+    #[arg(long)]
+    pub(crate) json: bool,
+    #[command(flatten)]
+    pub(crate) serve: ServeArgs,
 }
 
 #[derive(Args, Debug)]
@@ -201,6 +218,18 @@ mod tests {
     }
 
     #[test]
+    fn limits_are_asked_for_the_settings_of_serve() {
+        let line = "portico limits --connections 5 --json --shards 3 --config c";
+        let Some(Command::Limits(limits)) = parse(line).unwrap().command else {
+            panic!("not limits");
+        };
+        assert_eq!((limits.connections, limits.json), (Some(5), true));
+        let shards = ("server.shards", "shards", "3".to_owned());
+        assert_eq!(limits.serve.settings(), [shards]);
+        assert_eq!(limits.serve.config, Some(PathBuf::from("c")));
+    }
+
+    #[test]
     fn every_flag_of_serve_is_a_setting() {
         let all = parse(
             "portico --listen a --admin b --data c --backend d --shards e --cpus f --config g",
@@ -256,6 +285,8 @@ mod tests {
             "portico chat --as 1",
             "portico config",
             "portico config --print-default --check x",
+            "portico limits --connections 0",
+            "portico limits --connections 1000000001",
         ] {
             assert!(parse(bad).is_err(), "{bad}");
         }

@@ -13,7 +13,7 @@ mod load;
 mod print;
 mod value;
 
-pub(crate) use knobs::KNOBS;
+pub(crate) use knobs::{KNOBS, SHARDS_MAX};
 pub(crate) use load::{Env, ProcessEnv, Sources};
 pub(crate) use print::default_file;
 

@@ -12,11 +12,13 @@
 //! - The store is closed after the last shard has ended.
 
 mod housekeeping;
+mod rings;
 
 use crate::{
     auth::Authenticator,
     driver::{
-        Mesh, Metric, Order, Published, RingError, RingSizes, ShardPlan, ShardThread, listen, now,
+        CrewError, CrewThread, Mesh, Metric, Order, Published, RingError, RingSizes, ShardPlan,
+        listen, now,
     },
 };
 use housekeeping::{Housekeeper, ask};
@@ -54,7 +56,8 @@ pub struct GatewayOptions {
     /// 0: one per CPU. May exceed the number of CPUs: each shard has a table of its own for its
     /// connections, so that more shards hold more connections than one process may open files.
     pub shards: usize,
-    /// The shards are pinned to these, in turn. Empty: those this process may run on.
+    /// A thread is pinned to each of these, and they share the shards evenly. Empty: those this
+    /// process may run on.
     pub cpus: Vec<usize>,
     /// Goes into WELCOME, for support.
     pub node: String,
@@ -67,6 +70,7 @@ pub struct GatewayOptions {
     pub retention: Duration,
     /// Connections one shard may hold; RLIMIT_NOFILE bounds it. 0: as many as that allows.
     pub slots_per_shard: u32,
+    /// Sizes left open ([`RingSizes::AUTO`]) follow from the numbers of shards and CPUs.
     pub ring: RingSizes,
     /// Bytes of incomplete frames that one shard may hold.
     pub unread_bytes_max: usize,
@@ -85,7 +89,7 @@ impl Default for GatewayOptions {
             heartbeat_max_s: limits::HEARTBEAT_MAX_S,
             retention: Duration::from_secs(365 * 86_400),
             slots_per_shard: 0,
-            ring: RingSizes::default(),
+            ring: RingSizes::auto(),
             unread_bytes_max: 64 << 20,
         }
     }
@@ -145,7 +149,7 @@ pub struct Gateway {
     address: SocketAddr,
     mesh: Arc<Mesh>,
     published: Vec<Arc<Published>>,
-    threads: Vec<ShardThread>,
+    threads: Vec<CrewThread>,
     messages: Arc<dyn Backend<Messages>>,
     housekeeper: Option<Housekeeper>,
     draining: bool,
@@ -188,38 +192,45 @@ impl Gateway {
             shard,
             detail: error.to_string(),
         };
-        let mesh = Mesh::new(shards).map_err(|error: RingError| in_shard(0, &error))?;
+        // Shards beyond the CPUs share their threads.
+        let crews = shards.min(cpus.len());
+        let mesh = Mesh::new(shards, crews).map_err(|error: RingError| in_shard(0, &error))?;
         let mut gateway = Self {
             address,
             mesh: Arc::new(mesh),
             published: (0..shards).map(|_| Arc::default()).collect(),
-            threads: Vec::with_capacity(shards),
+            threads: Vec::with_capacity(crews),
             messages,
             housekeeper: None,
             draining: false,
         };
-        let slots = slots(options.slots_per_shard);
+        let open_files = rustix::process::getrlimit(rustix::process::Resource::Nofile);
+        let slots = slots_per_shard(options.slots_per_shard, open_files.current);
+        let sizes = options.ring.resolve(shards, cpus.len());
+        let mut plans: Vec<Vec<ShardPlan>> = (0..crews).map(|_| Vec::new()).collect();
         for (shard, listener) in listeners.into_iter().enumerate() {
-            let plan = ShardPlan {
-                cpu: cpus[shard % cpus.len()],
+            plans[shard % crews].push(ShardPlan {
                 core: core_config(&options, shard, shards, seq_floor),
                 listener,
                 slots,
-                sizes: options.ring.clone(),
+                sizes: sizes.clone(),
                 unread_bytes_max: options.unread_bytes_max,
                 mesh: gateway.mesh.clone(),
                 published: gateway.published[shard].clone(),
                 backend: gateway.messages.clone(),
                 authenticator: authenticator.clone(),
-            };
-            let thread = ShardThread::start(plan).map_err(|error| in_shard(shard, &error))?;
+            });
+        }
+        let in_crew = |error: CrewError| in_shard(usize::from(error.shard.0), &error);
+        for (cpu, plans) in cpus.iter().zip(plans) {
+            let thread = CrewThread::start(*cpu, plans).map_err(in_crew)?;
             gateway.threads.push(thread);
         }
         // Nobody sends to a ring before all of them exist.
-        for (shard, thread) in gateway.threads.iter().enumerate() {
-            thread.made().map_err(|error| in_shard(shard, &error))?;
+        for thread in &gateway.threads {
+            thread.made().map_err(in_crew)?;
         }
-        gateway.threads.iter().for_each(ShardThread::go);
+        gateway.threads.iter().for_each(CrewThread::go);
         let housekeeper = Housekeeper::start(gateway.messages.clone(), options.retention)
             .map_err(StartError::Thread)?;
         gateway.housekeeper = Some(housekeeper);
@@ -281,7 +292,7 @@ impl Gateway {
     /// After [`Self::drain`]: everything has ended, and [`Self::stop`] will not wait for clients.
     #[must_use]
     pub fn is_drained(&self) -> bool {
-        self.threads.iter().all(ShardThread::is_finished)
+        self.threads.iter().all(CrewThread::is_finished)
     }
 
     /// The shards' numbers as they last published them, and the store's. Disturbs nobody.
@@ -302,13 +313,16 @@ impl Gateway {
     /// Returns how many shards had to be told to stop.
     fn end_shards(&mut self) -> usize {
         let mut cut_off = 0;
-        for (shard, thread) in self.threads.iter().enumerate() {
-            if !thread.is_finished() {
+        for (crew, thread) in self.threads.iter().enumerate() {
+            if thread.is_finished() {
+                continue;
+            }
+            for shard in (crew..self.mesh.shards()).step_by(self.threads.len()) {
                 cut_off += 1;
                 self.mesh.order(shard, Order::Stop);
             }
         }
-        self.threads.drain(..).for_each(ShardThread::join);
+        self.threads.drain(..).for_each(CrewThread::join);
         cut_off
     }
 }
@@ -429,10 +443,11 @@ fn cpus(wanted: &[usize]) -> Result<Vec<usize>, StartError> {
     }
 }
 
-/// Entries of each shard's table of direct descriptors.
-fn slots(wanted: u32) -> u32 {
-    let limit = rustix::process::getrlimit(rustix::process::Resource::Nofile);
-    let limit = limit.current.map_or(SLOTS_MAX, |files| {
+/// Entries of each shard's table of direct descriptors: those wanted, or if that is 0, as many as
+/// the process may open files (None: no limit).
+#[must_use]
+pub fn slots_per_shard(wanted: u32, open_files_max: Option<u64>) -> u32 {
+    let limit = open_files_max.map_or(SLOTS_MAX, |files| {
         u32::try_from(files).unwrap_or(SLOTS_MAX).min(SLOTS_MAX)
     });
     if wanted == 0 {

@@ -20,10 +20,11 @@ pub use auth::{
     ResumeKey, StaticAuthenticator, VerifyingKey,
 };
 pub use driver::{
-    Features, Metric, MetricKind, ProbeError, RingSizes, memlock_needed, probe_kernel,
+    Features, Metric, MetricKind, ProbeError, RingSizes, footprint, memlock_needed, probe_kernel,
 };
 pub use gateway::{
     Gateway, GatewayOptions, Meter, MetricsSnapshot, SHARDS_MAX, StartError, StopError,
+    slots_per_shard,
 };
 pub use portico_backend as backend;
 pub use portico_core::{AuthError, Credentials, Grant, Limits};

@@ -6,12 +6,13 @@
 mod admin;
 mod cli;
 mod config;
+mod limits;
 mod probe;
 mod serve;
 mod telemetry;
 
 use clap::{Parser, error::ErrorKind};
-use cli::{Cli, Command, ConfigArgs, ServeArgs, TokenArgs};
+use cli::{Cli, Command, ConfigArgs, LimitsArgs, ServeArgs, TokenArgs};
 use config::{Config, ConfigError, Env, ProcessEnv, Sources};
 use portico_client::{
     chat::{self, ChatOptions},
@@ -82,6 +83,7 @@ fn main() -> ExitCode {
             let machine = probe::look(&config)?;
             answer(&machine.to_string())
         }),
+        Command::Limits(args) => limits(&args),
         Command::Metrics => answer(&admin::table()),
         Command::Version => answer(&format!(
             "portico {} (commit {}, protocol {})\n",
@@ -105,6 +107,21 @@ fn load(args: &ServeArgs) -> Result<Config, Failure> {
         env: &ProcessEnv,
         flags: args.settings(),
     })?)
+}
+
+fn limits(args: &LimitsArgs) -> Result<(), Failure> {
+    let form = if args.json {
+        limits::Form::Json
+    } else {
+        limits::Form::Text
+    };
+    let (report, enough) = limits::report(&load(&args.serve)?, args.connections, form)?;
+    answer(&report)?;
+    if enough {
+        return Ok(());
+    }
+    let lacking = "so many connections need more than there is";
+    Err(Failure::Runtime(lacking.to_owned()))
 }
 
 /// The data directory for commands beside a gateway: flag, environment, default.

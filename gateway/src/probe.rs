@@ -4,8 +4,8 @@
 //! can be found out by doing it, the driver tries; here are the limits of the process, and how
 //! many shards fit into them.
 
-use crate::config::Settings;
-use portico_gateway::{Features, ProbeError, memlock_needed, probe_kernel};
+use crate::config::{SHARDS_MAX, Settings};
+use portico_gateway::{Features, ProbeError, RingSizes, memlock_needed, probe_kernel};
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use std::{fmt, fs, num::NonZero, thread};
 
@@ -15,6 +15,8 @@ const KERNEL_MIN: (u32, u32) = (6, 6);
 const OPEN_FILES_MIN: u64 = 1_024;
 /// Of /proc/self/status: this process may lock as much memory as it wants.
 const CAP_IPC_LOCK: u64 = 1 << 14;
+/// It may open files beyond fs.file-max.
+pub(crate) const CAP_SYS_ADMIN: u64 = 1 << 21;
 
 /// Why the gateway cannot start here.
 #[derive(Debug, thiserror::Error)]
@@ -25,14 +27,14 @@ pub(crate) enum Refusal {
     Kernel(#[from] ProbeError),
     #[error(
         "{shards} shards need {needed} bytes of locked memory, and RLIMIT_MEMLOCK allows {allowed}: \
-         raise it (ulimit -l, LimitMEMLOCK= in a systemd unit), start at most {fit} shards, or make \
-         ring.completions and ring.buffers smaller"
+         raise it (ulimit -l, LimitMEMLOCK= in a systemd unit),{} or make ring.completions and \
+         ring.buffers smaller", at_most(*fit)
     )]
     LockedMemory {
         shards: u16,
         needed: u64,
         allowed: u64,
-        fit: u64,
+        fit: u16,
     },
     #[error(
         "RLIMIT_NOFILE allows {allowed} open files, and at least {OPEN_FILES_MIN} are needed: raise \
@@ -43,12 +45,22 @@ pub(crate) enum Refusal {
     Cpu { cpu: u16, usable: String },
 }
 
+fn at_most(fit: u16) -> String {
+    match fit {
+        0 => String::new(),
+        1 => " start one shard,".to_owned(),
+        _ => format!(" start at most {fit} shards,"),
+    }
+}
+
 /// What the gateway starts with.
 #[derive(Clone, Debug)]
 pub(crate) struct Machine {
     pub(crate) features: Features,
     pub(crate) cpus: Vec<u16>,
     pub(crate) shards: u16,
+    /// With nothing left open.
+    pub(crate) ring: RingSizes,
     pub(crate) locked_bytes: u64,
     /// None: no limit.
     pub(crate) locked_bytes_max: Option<u64>,
@@ -57,77 +69,135 @@ pub(crate) struct Machine {
     pub(crate) fewer: Option<String>,
 }
 
+/// What there is, before anyone judges whether it is enough.
+#[derive(Clone, Debug)]
+pub(crate) struct Found {
+    pub(crate) features: Features,
+    /// That shards are pinned to.
+    pub(crate) cpus: Vec<u16>,
+    /// That may be busy at a time, which a container can bound.
+    pub(crate) parallel: usize,
+    pub(crate) open_files: Allowed,
+    /// None: no limit.
+    pub(crate) locked_bytes_max: Option<u64>,
+}
+
+/// A limit of this process. None: no limit.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Allowed {
+    /// What held when the process started.
+    pub(crate) soft: Option<u64>,
+    /// What it raised that to.
+    pub(crate) now: Option<u64>,
+}
+
 /// Raises the limits of this process as far as it may and finds out whether `settings` fit.
 pub(crate) fn look(settings: &Settings) -> Result<Machine, Refusal> {
-    let release = kernel_release();
-    if version(&release).is_some_and(|version| version < KERNEL_MIN) {
-        return Err(Refusal::OldKernel { release });
-    }
-    let features = probe_kernel()?;
-    let open_files_max = raise(Resource::Nofile).unwrap_or(u64::MAX);
+    let found = find(settings)?;
+    let open_files_max = found.open_files.now.unwrap_or(u64::MAX);
     if open_files_max < OPEN_FILES_MIN {
         return Err(Refusal::OpenFiles {
             allowed: open_files_max,
         });
     }
-    let locked_bytes_max = raise(Resource::Memlock).filter(|_| !may_lock_all());
-    let cpus = cpus(&settings.server.cpus, &usable_cpus())?;
-    let per_shard = memlock_needed(1, &settings.ring);
-    let parallel = thread::available_parallelism().map_or(1, NonZero::get);
+    let need = found.need(settings);
     let plan = plan(
         settings.server.shards,
-        cpus.len().min(parallel.max(settings.server.cpus.len())),
-        per_shard,
-        locked_bytes_max,
+        found.parallel,
+        &need,
+        found.locked_bytes_max,
     )?;
     Ok(Machine {
-        features,
-        cpus,
+        ring: found.ring(settings, plan.shards),
+        locked_bytes: need(plan.shards),
         shards: plan.shards,
-        locked_bytes: per_shard.saturating_mul(u64::from(plan.shards)),
-        locked_bytes_max,
+        features: found.features.clone(),
+        cpus: found.cpus.clone(),
+        locked_bytes_max: found.locked_bytes_max,
         open_files_max,
         fewer: plan.fewer,
     })
 }
 
-struct Plan {
-    shards: u16,
-    fewer: Option<String>,
+/// The part of [`look`] that asks the machine.
+pub(crate) fn find(settings: &Settings) -> Result<Found, Refusal> {
+    let release = kernel_release();
+    if version(&release).is_some_and(|version| version < KERNEL_MIN) {
+        return Err(Refusal::OldKernel { release });
+    }
+    let features = probe_kernel()?;
+    let open_files = raise(Resource::Nofile);
+    let locked = raise(Resource::Memlock);
+    let cpus = cpus(&settings.server.cpus, &usable_cpus())?;
+    let parallel = thread::available_parallelism().map_or(1, NonZero::get);
+    let parallel = parallel.max(settings.server.cpus.len()).min(cpus.len());
+    Ok(Found {
+        features,
+        cpus,
+        parallel,
+        open_files,
+        locked_bytes_max: locked.now.filter(|_| !may(CAP_IPC_LOCK)),
+    })
 }
 
-/// How many shards: what was asked for, if it fits, else as many as there are CPUs and fit.
-fn plan(
+impl Found {
+    /// The sizes that so many shards start with.
+    pub(crate) fn ring(&self, settings: &Settings, shards: u16) -> RingSizes {
+        settings.ring.resolve(usize::from(shards), self.cpus.len())
+    }
+
+    /// Bytes that so many shards lock.
+    pub(crate) fn need(&self, settings: &Settings) -> impl Fn(u16) -> u64 {
+        |shards| {
+            let ring = self.ring(settings, shards);
+            memlock_needed(usize::from(shards), self.cpus.len(), &ring)
+        }
+    }
+}
+
+#[derive(Debug)]
+pub(crate) struct Plan {
+    pub(crate) shards: u16,
+    pub(crate) fewer: Option<String>,
+}
+
+/// How many shards: what was asked for, if it fits, else as many as there are CPUs and fit. `need`
+/// is what so many lock; a few with large rings may need more than some more with small ones.
+pub(crate) fn plan(
     wanted: Option<u16>,
     cpus: usize,
-    per_shard: u64,
+    need: impl Fn(u16) -> u64,
     allowed: Option<u64>,
 ) -> Result<Plan, Refusal> {
-    let shards = wanted.unwrap_or_else(|| u16::try_from(cpus).unwrap_or(u16::MAX).clamp(1, 256));
-    let fit = allowed.map_or(u64::MAX, |bytes| bytes / per_shard.max(1));
-    let refusal = |shards: u16| Refusal::LockedMemory {
-        shards,
-        needed: per_shard.saturating_mul(u64::from(shards)),
-        allowed: allowed.unwrap_or(u64::MAX),
-        fit,
-    };
-    if u64::from(shards) <= fit {
+    let shards = wanted.unwrap_or_else(|| default_shards(cpus));
+    let allowed = allowed.unwrap_or(u64::MAX);
+    let needed = need(shards);
+    if needed <= allowed {
         return Ok(Plan {
             shards,
             fewer: None,
         });
     }
-    match u16::try_from(fit) {
-        Ok(fit) if wanted.is_none() && fit > 0 => Ok(Plan {
+    match (1..shards).rev().find(|fewer| need(*fewer) <= allowed) {
+        Some(fit) if wanted.is_none() => Ok(Plan {
             shards: fit,
             fewer: Some(format!(
-                "{fit} shards for {shards} CPUs: RLIMIT_MEMLOCK allows no more; {} bytes would do \
-                 (ulimit -l, LimitMEMLOCK=)",
-                per_shard.saturating_mul(u64::from(shards)),
+                "{fit} shards for {shards} CPUs: RLIMIT_MEMLOCK allows no more; {needed} bytes \
+                 would do (ulimit -l, LimitMEMLOCK=)",
             )),
         }),
-        _ => Err(refusal(shards)),
+        fit => Err(Refusal::LockedMemory {
+            shards,
+            needed,
+            allowed,
+            fit: fit.unwrap_or(0),
+        }),
     }
+}
+
+/// One per CPU.
+pub(crate) fn default_shards(cpus: usize) -> u16 {
+    u16::try_from(cpus).unwrap_or(u16::MAX).clamp(1, SHARDS_MAX)
 }
 
 /// The CPUs to pin to: those named, all of which must be usable, or all usable ones.
@@ -152,25 +222,29 @@ fn usable_cpus() -> Vec<u16> {
     }
 }
 
-/// Raises the soft limit to the hard one. Returns what holds now, None for no limit.
-fn raise(resource: Resource) -> Option<u64> {
-    let Rlimit { maximum, .. } = getrlimit(resource);
+/// Raises the soft limit to the hard one.
+fn raise(resource: Resource) -> Allowed {
+    let Rlimit { current, maximum } = getrlimit(resource);
     let wanted = Rlimit {
         current: maximum,
         maximum,
     };
     // If it fails the old limit holds, which is judged like any other.
     let _ = setrlimit(resource, wanted);
-    getrlimit(resource).current
+    Allowed {
+        soft: current,
+        now: getrlimit(resource).current,
+    }
 }
 
-fn may_lock_all() -> bool {
+/// Does this process have the capability?
+pub(crate) fn may(capability: u64) -> bool {
     let status = fs::read_to_string("/proc/self/status").unwrap_or_default();
     status
         .lines()
         .find_map(|line| line.strip_prefix("CapEff:"))
         .and_then(|hex| u64::from_str_radix(hex.trim(), 16).ok())
-        .is_some_and(|capabilities| capabilities & CAP_IPC_LOCK != 0)
+        .is_some_and(|capabilities| capabilities & capability != 0)
 }
 
 fn kernel_release() -> String {
@@ -208,17 +282,31 @@ pub(crate) fn list(numbers: &[u16]) -> String {
     texts.join(",")
 }
 
+/// How reports about this machine begin.
+pub(crate) fn opening(
+    f: &mut fmt::Formatter<'_>,
+    kernel: &str,
+    recommended: bool,
+    cpus: &[u16],
+) -> fmt::Result {
+    let advice = if recommended {
+        ""
+    } else {
+        " (works; 6.12 or newer is recommended)"
+    };
+    writeln!(f, "kernel         Linux {kernel}{advice}")?;
+    writeln!(f, "io_uring       everything that shards use works")?;
+    writeln!(f, "CPUs           {}", list(cpus))
+}
+
 /// The report of `portico probe`.
 impl fmt::Display for Machine {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let advice = if self.features.recommended {
-            ""
-        } else {
-            " (works; 6.12 or newer is recommended)"
-        };
-        writeln!(f, "kernel         Linux {}{advice}", self.features.kernel)?;
-        writeln!(f, "io_uring       everything that shards use works")?;
-        writeln!(f, "CPUs           {}", list(&self.cpus))?;
+        let Features {
+            kernel,
+            recommended,
+        } = &self.features;
+        opening(f, kernel, *recommended, &self.cpus)?;
         writeln!(f, "shards         {}", self.shards)?;
         if let Some(fewer) = &self.fewer {
             writeln!(f, "               {fewer}")?;
@@ -233,7 +321,7 @@ impl fmt::Display for Machine {
         }
         writeln!(
             f,
-            "connections    at most {} per shard (RLIMIT_NOFILE)",
+            "connections    at most {} per shard (RLIMIT_NOFILE); `portico limits` says more",
             self.open_files_max
         )
     }
@@ -242,6 +330,26 @@ impl fmt::Display for Machine {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    fn each_100(shards: u16) -> u64 {
+        100 * u64::from(shards)
+    }
+
+    fn found(cpus: u16) -> Found {
+        Found {
+            features: Features {
+                kernel: "6.12.0".to_owned(),
+                recommended: true,
+            },
+            cpus: (0..cpus).collect(),
+            parallel: usize::from(cpus),
+            open_files: Allowed {
+                soft: Some(1_024),
+                now: Some(20_000),
+            },
+            locked_bytes_max: Some(8 << 20),
+        }
+    }
 
     #[test]
     fn kernel_releases_are_compared_by_their_numbers() {
@@ -255,9 +363,10 @@ mod tests {
 
     #[test]
     fn shards_that_were_asked_for_fit_or_are_refused() {
-        assert_eq!(plan(Some(5), 2, 100, Some(500)).unwrap().shards, 5);
-        assert_eq!(plan(Some(5), 2, 100, None).unwrap().shards, 5);
-        let message = plan(Some(6), 2, 100, Some(500)).err().unwrap().to_string();
+        assert_eq!(plan(Some(5), 2, each_100, Some(500)).unwrap().shards, 5);
+        assert_eq!(plan(Some(5), 2, each_100, None).unwrap().shards, 5);
+        let refused = |allowed| plan(Some(6), 2, each_100, Some(allowed)).unwrap_err();
+        let message = refused(500).to_string();
         for part in [
             "6 shards need 600 bytes",
             "allows 500",
@@ -266,13 +375,57 @@ mod tests {
         ] {
             assert!(message.contains(part), "{message}");
         }
+        assert!(refused(100).to_string().contains(" start one shard, or "));
+        assert!(!refused(99).to_string().contains("shard,"), "none fits");
+    }
+
+    /// Above two shards per CPU rings are small, and some more shards may need less than some fewer.
+    #[test]
+    fn shards_with_automatic_rings_are_refused_with_what_they_would_need() {
+        let here = found(2);
+        let settings = Settings::default();
+        let need = here.need(&settings);
+        let plan = |shards| super::plan(Some(shards), 2, &need, Some(8 << 20));
+        let message = plan(256).unwrap_err().to_string();
+        let small = RingSizes {
+            submissions: 256,
+            completions: 4_096,
+            buffers: 256,
+            ..RingSizes::default()
+        };
+        let needed = memlock_needed(256, 2, &small);
+        for part in [
+            format!("256 shards need {needed} bytes of locked memory"),
+            "RLIMIT_MEMLOCK allows 8388608: ".to_owned(),
+        ] {
+            assert!(message.contains(&part), "{message}");
+        }
+        // What it offers is true.
+        let Err(Refusal::LockedMemory { fit, .. }) = plan(256) else {
+            panic!("{message}");
+        };
+        assert!(message.contains(&format!("start at most {fit} shards")));
+        assert_eq!(here.ring(&settings, fit), small);
+        assert_eq!(plan(fit).unwrap().shards, fit);
+        assert!(plan(fit + 1).is_err());
+        // With more CPUs so many shards have large rings, and fewer of them fit.
+        let here = found(32);
+        let need = here.need(&settings);
+        assert_eq!(need(52), memlock_needed(52, 32, &RingSizes::default()));
+        assert!(need(65) < need(64));
+        let refusal = super::plan(Some(65), 32, &need, Some(8 << 20)).unwrap_err();
+        let Refusal::LockedMemory { fit: fewer, .. } = refusal else {
+            panic!("{refusal}");
+        };
+        assert!(0 < fewer && fewer < fit, "{refusal}");
     }
 
     #[test]
     fn without_a_number_as_many_shards_as_fit_are_started() {
-        assert_eq!(plan(None, 16, 100, None).unwrap().shards, 16);
-        assert!(plan(None, 16, 100, Some(1_600)).unwrap().fewer.is_none());
-        let plan = |allowed| plan(None, 16, 100, Some(allowed));
+        assert_eq!(plan(None, 16, each_100, None).unwrap().shards, 16);
+        let enough = plan(None, 16, each_100, Some(1_600)).unwrap();
+        assert!(enough.fewer.is_none());
+        let plan = |allowed| plan(None, 16, each_100, Some(allowed));
         assert_eq!(plan(1_599).unwrap().shards, 15);
         assert!(
             plan(799)
@@ -301,7 +454,7 @@ mod tests {
     #[test]
     fn limits_are_raised_to_the_hard_one() {
         let allowed = raise(Resource::Nofile);
-        assert_eq!(allowed, getrlimit(Resource::Nofile).maximum);
+        assert_eq!(allowed.now, getrlimit(Resource::Nofile).maximum);
     }
 
     #[test]

@@ -111,7 +111,7 @@ fn options(config: &Config, machine: &Machine) -> GatewayOptions {
         heartbeat_max_s: config.session.heartbeat_max_s,
         retention: DAY * config.store.retention_days,
         slots_per_shard: config.shard.connections_max,
-        ring: config.ring.clone(),
+        ring: machine.ring.clone(),
         unread_bytes_max: config.shard.unread_bytes_max,
     }
 }

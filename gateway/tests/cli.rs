@@ -6,7 +6,7 @@ use std::{
     fs,
     io::{BufRead, BufReader, Read, Write},
     net::{SocketAddr, TcpStream},
-    os::unix::fs::PermissionsExt,
+    os::unix::{fs::PermissionsExt, process::CommandExt},
     path::Path,
     process::{Child, ChildStdout, Command, ExitStatus, Output, Stdio},
     sync::mpsc,
@@ -60,7 +60,11 @@ impl Serving {
     fn start_at(folder: &Path, listen: &str, arguments: &[&str]) -> Self {
         let mut all = vec!["serve", "--listen", listen, "--admin", "127.0.0.1:0"];
         all.extend(arguments);
-        let mut child = portico(folder, &all)
+        Self::spawn(portico(folder, &all))
+    }
+
+    fn spawn(mut command: Command) -> Self {
+        let mut child = command
             .stdout(Stdio::piped())
             .stderr(Stdio::piped())
             .spawn()
@@ -139,7 +143,7 @@ fn help_and_version_are_answers_and_bad_use_has_a_code() {
     let help = run(folder.path(), &["--help"]);
     assert_eq!(help.status.code(), Some(0));
     for word in [
-        "serve", "token", "chat", "config", "probe", "metrics", "--listen",
+        "serve", "token", "chat", "config", "probe", "limits", "metrics", "--listen",
     ] {
         assert!(text(&help.stdout).contains(word), "{word}");
     }
@@ -155,6 +159,8 @@ fn help_and_version_are_answers_and_bad_use_has_a_code() {
         &["token", "--user", "0"],
         &["token", "--user", "1", "--ttl", "forever"],
         &["config"],
+        &["limits", "--connections", "0"],
+        &["limits", "--connections", "many"],
     ] {
         refused(&run(folder.path(), bad), 64, &[]);
     }
@@ -221,6 +227,150 @@ fn metrics_and_probe_say_what_they_know() {
         64,
         &["server.cpus names CPU 4095"],
     );
+}
+
+fn json(output: &Output) -> serde_json::Value {
+    serde_json::from_slice(&output.stdout).unwrap_or_else(|error| panic!("{error}: {output:?}"))
+}
+
+#[test]
+fn limits_are_reported_for_people_and_for_scripts() {
+    let folder = tempfile::tempdir().unwrap();
+    let plain = run(folder.path(), &["limits", "--shards", "3"]);
+    assert_eq!(plain.status.code(), Some(0), "{}", text(&plain.stderr));
+    let plain = text(&plain.stdout);
+    for part in [
+        "shards         3, rings of ",
+        "\nAn idle connection, in bytes\n",
+        "\nThis machine can hold ",
+        " connections with 3 shards, bounded by ",
+    ] {
+        assert!(plain.contains(part), "{plain}\n  lacks: {part}");
+    }
+    let output = run(folder.path(), &["limits", "--shards", "3", "--json"]);
+    assert_eq!(output.status.code(), Some(0));
+    let report = json(&output);
+    assert_eq!(report["shards"], 3);
+    assert_eq!(report["needs"], serde_json::Value::Null);
+    let connection = &report["connection"];
+    let sum = |owner: &str| -> u64 {
+        let parts = connection[owner].as_array().unwrap();
+        parts
+            .iter()
+            .map(|part| part["bytes"].as_u64().unwrap())
+            .sum()
+    };
+    assert_eq!(connection["bytes"], sum("kernel") + sum("gateway"));
+    assert!(
+        sum("kernel") > 2_000 && sum("gateway") > 100,
+        "{connection}"
+    );
+    refused(
+        &run(folder.path(), &["limits", "--cpus", "4095"]),
+        64,
+        &["server.cpus names CPU 4095"],
+    );
+    assert!(!folder.path().join("portico-data").exists());
+}
+
+#[test]
+fn what_is_asked_for_and_not_there_is_an_exit_code() {
+    let folder = tempfile::tempdir().unwrap();
+    let few = run(folder.path(), &["limits", "--connections", "100", "--json"]);
+    assert_eq!(few.status.code(), Some(0), "{}", text(&few.stderr));
+    assert_eq!(json(&few)["needs"]["enough"], true);
+    // Four terabytes.
+    let many = &["limits", "--connections", "1000000000"];
+    let plain = run(folder.path(), many);
+    assert_eq!(plain.status.code(), Some(1));
+    assert!(text(&plain.stdout).contains("\nThis machine cannot hold them.\n"));
+    assert!(text(&plain.stderr).starts_with("portico: "));
+}
+
+/// What the command says of the process itself, against a process.
+#[test]
+fn a_gateway_opens_no_more_files_than_limits_says() {
+    let folder = tempfile::tempdir().unwrap();
+    let shards = ["--backend", "memory", "--shards", "5"];
+    let mut arguments = vec!["limits", "--json", "--connections", "1"];
+    arguments.extend(shards);
+    let report = json(&run(folder.path(), &arguments));
+    let resources = report["needs"]["resources"].as_array().unwrap();
+    let files = resources
+        .iter()
+        .find(|resource| resource["name"] == "open files of the process")
+        .and_then(|resource| resource["needed"].as_u64())
+        .unwrap();
+    let serving = Serving::start(folder.path(), &shards);
+    let open = fs::read_dir(format!("/proc/{}/fd", serving.child.id())).unwrap();
+    let open = open.count() as u64;
+    // The admin port's 64 connections are among them, and nobody is connected.
+    assert!(
+        open + 64 <= files && files < 2 * open + 64,
+        "{open} of {files}"
+    );
+}
+
+/// A first CPU that this process may use.
+fn a_cpu() -> String {
+    let status = fs::read_to_string("/proc/self/status").unwrap();
+    let cpus = status
+        .lines()
+        .find_map(|line| line.strip_prefix("Cpus_allowed_list:"));
+    let first = cpus.unwrap().trim().split([',', '-']).next();
+    first.unwrap().to_owned()
+}
+
+/// Without CAP_IPC_LOCK the memory that rings lock is bounded. Above two shards per CPU rings are
+/// small, and the number of shards that a refusal offers is one that starts.
+#[test]
+fn shards_of_an_ordinary_user_are_bounded_by_what_it_may_lock() {
+    const ALLOWED: u64 = 8 << 20;
+    let folder = tempfile::tempdir().unwrap();
+    let program = folder.path().join("portico");
+    fs::copy(env!("CARGO_BIN_EXE_portico"), &program).unwrap();
+    let is_root = rustix::process::getuid().is_root();
+    // Locked memory is counted per user: one whom nobody else is.
+    let user = 1_000_000 + std::process::id();
+    if is_root {
+        fs::set_permissions(folder.path(), fs::Permissions::from_mode(0o755)).unwrap();
+        std::os::unix::fs::chown(folder.path(), Some(user), None).unwrap();
+    }
+    let serve = |shards: &str| {
+        let mut command = Command::new("/bin/sh");
+        command
+            .args(["-c", "ulimit -l \"$0\" && exec \"$@\""])
+            .arg((ALLOWED >> 10).to_string())
+            .arg(&program)
+            .args(["serve", "--backend", "memory", "--cpus", &a_cpu()])
+            .args(["--listen", "127.0.0.1:0", "--admin", "127.0.0.1:0"])
+            .args(["--shards", shards])
+            .current_dir(folder.path())
+            .env_clear();
+        if is_root {
+            command.uid(user);
+        }
+        command
+    };
+    let ring = portico_gateway::RingSizes::auto().resolve(256, 1);
+    let needed = portico_gateway::memlock_needed(256, 1, &ring);
+    let refusal = serve("256").output().unwrap();
+    let sentence = format!(
+        "portico: 256 shards need {needed} bytes of locked memory, and RLIMIT_MEMLOCK allows \
+         {ALLOWED}: raise it (ulimit -l, LimitMEMLOCK= in a systemd unit), start at most "
+    );
+    refused(&refusal, 1, &[&sentence]);
+    let message = text(&refusal.stderr);
+    let offered = message.split_once(&sentence).unwrap().1;
+    let offered = offered.split_once(' ').unwrap().0;
+    assert!(offered.parse::<u16>().unwrap() > 2, "{message}");
+    let serving = Serving::spawn(serve(offered));
+    let (_, page) = http(serving.admin, "/metrics");
+    assert!(page.contains(&format!("\nportico_shards {offered}\n")));
+    serving.signal(Signal::TERM);
+    let (status, _, log) = serving.end();
+    assert_eq!(status.code(), Some(0), "{log}");
+    assert!(!log.contains("WARN") && !log.contains("ERROR"), "{log}");
 }
 
 #[test]

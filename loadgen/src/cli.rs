@@ -1,25 +1,37 @@
 //! The command line: plans by name, flags that override them, and what is wrong with either.
 
-use crate::{payload::BODY_BYTES_MIN, plan::Plan};
+use crate::{
+    payload::BODY_BYTES_MIN,
+    plan::{Hold, Plan},
+};
 use clap::Parser;
 use portico_client::mint::KEY_FILE;
 use std::{path::PathBuf, time::Duration};
 
 /// Users of one run get consecutive ids below a power of two; see `run.rs`.
-pub(crate) const CONNECTIONS_MAX: u32 = 1 << 20;
+pub(crate) const CONNECTIONS_MAX: u32 = 4_000_000;
 /// Room for the Envelope around a body.
 const BODY_BYTES_MAX: usize = 63_000;
 const RATE_MAX: f64 = 10_000_000.0;
+const RAMP_PER_S_MAX: u32 = 1_000_000;
+const HEARTBEAT_S_MAX: u16 = 3_600;
 const DURATION_MAX: Duration = Duration::from_secs(7 * 24 * 3_600);
 
 /// Measures what a Portico gateway carries, and proves that every message arrived.
+///
+/// `hold` opens --connections at --ramp per second, waits for --settle, then has --active of them
+/// exchange --rate messages per second for --duration while the others stay quiet, and says what a
+/// connection costs. The default of 100,000 takes a gigabyte. A million on one machine takes about
+/// ten, and: `sysctl -w net.ipv4.ip_local_port_range="1024 65535"`, a gateway with enough
+/// descriptors (`portico limits --connections 1000000`), and for --cut a --duration of several
+/// minutes. What this machine lacks is said before anything is opened.
 ///
 /// Exit code: 0 when the run passed, 1 when the gateway failed it, 2 when nothing can be concluded
 /// (bad arguments, no connection, or a generator that could not keep its own schedule).
 #[derive(Debug, Parser)]
 #[command(name = "portico-loadgen", version, max_term_width = 100)]
 pub(crate) struct Args {
-    /// Which workload: `smoke` or `relay`
+    /// Which workload: `smoke`, `relay` or `hold`
     #[arg(default_value = "smoke")]
     plan: String,
     /// The gateway's binary protocol, HOST:PORT
@@ -40,6 +52,21 @@ pub(crate) struct Args {
     /// How long messages are sent: 10s, 500ms, 2m, or seconds
     #[arg(long, value_name = "T", value_parser = parse_duration)]
     duration: Option<Duration>,
+    /// hold: connections that exchange messages; default: 1,000, or a tenth of few
+    #[arg(long, value_name = "N")]
+    active: Option<u32>,
+    /// hold: connections opened per second; default: 10,000
+    #[arg(long, value_name = "R")]
+    ramp: Option<u32>,
+    /// hold: how long all are quiet between the last login and the first message; default: 60s
+    #[arg(long, value_name = "T", value_parser = parse_duration)]
+    settle: Option<Duration>,
+    /// hold: a third into --duration, cut all quiet connections at once and see them come back
+    #[arg(long)]
+    cut: bool,
+    /// hold: interval between heartbeats of a connection, in whole seconds; default: 60s
+    #[arg(long, value_name = "T", value_parser = parse_duration)]
+    heartbeat: Option<Duration>,
     /// Bytes of a message body
     #[arg(long, value_name = "BYTES")]
     size: Option<usize>,
@@ -64,7 +91,7 @@ pub(crate) struct Args {
     /// Write the result to FILE as JSON
     #[arg(long, value_name = "FILE")]
     pub json: Option<PathBuf>,
-    /// Print a line per second on standard error even when that is no terminal
+    /// Say how far the run is on standard error even when that is no terminal
     #[arg(long)]
     pub progress: bool,
 }
@@ -79,6 +106,11 @@ pub(crate) enum BadUse {
         flag: &'static str,
         value: String,
         range: String,
+    },
+    #[error("{flag} belongs to the plan `hold`, not to `{plan}`")]
+    NotOfPlan {
+        flag: &'static str,
+        plan: &'static str,
     },
 }
 
@@ -131,7 +163,57 @@ impl Args {
                 ),
             ));
         }
+        plan.hold = self.hold(&plan)?;
         Ok(plan)
+    }
+
+    /// The part of the plan `hold`, with its flags applied; other plans have no such flags.
+    fn hold(&self, plan: &Plan) -> Result<Option<Hold>, BadUse> {
+        let Some(mut hold) = plan.hold else {
+            let given = [
+                ("--active", self.active.is_some()),
+                ("--ramp", self.ramp.is_some()),
+                ("--settle", self.settle.is_some()),
+                ("--cut", self.cut),
+                ("--heartbeat", self.heartbeat.is_some()),
+            ];
+            return match given.iter().find(|(_, given)| *given) {
+                Some((flag, _)) => Err(BadUse::NotOfPlan {
+                    flag,
+                    plan: plan.name,
+                }),
+                None => Ok(None),
+            };
+        };
+        let active_min = 2 * self.workers() as u32;
+        let active_max = plan.connections.saturating_sub(1);
+        let active_default = hold.active.min(plan.connections / 10).max(active_min);
+        hold.active = self.active.unwrap_or(active_default);
+        if !(active_min..=active_max).contains(&hold.active) {
+            let range = format!("{active_min} to {active_max}: at least one is only held");
+            return Err(out_of_range("--active", hold.active, range));
+        }
+        hold.ramp_per_s = self.ramp.unwrap_or(hold.ramp_per_s);
+        if !(1..=RAMP_PER_S_MAX).contains(&hold.ramp_per_s) {
+            let range = format!("1 to {RAMP_PER_S_MAX} per second");
+            return Err(out_of_range("--ramp", hold.ramp_per_s, range));
+        }
+        hold.settle = self.settle.unwrap_or(hold.settle);
+        if hold.settle > DURATION_MAX {
+            let range = "at most 7 days".to_owned();
+            return Err(out_of_range("--settle", self.seconds(hold.settle), range));
+        }
+        if let Some(heartbeat) = self.heartbeat {
+            let whole = heartbeat.subsec_nanos() == 0;
+            let seconds = u16::try_from(heartbeat.as_secs()).unwrap_or(u16::MAX);
+            if !whole || !(1..=HEARTBEAT_S_MAX).contains(&seconds) {
+                let range = format!("1 to {HEARTBEAT_S_MAX} whole seconds");
+                return Err(out_of_range("--heartbeat", self.seconds(heartbeat), range));
+            }
+            hold.heartbeat_s = seconds;
+        }
+        hold.cut = self.cut;
+        Ok(Some(hold))
     }
 
     /// The file with the signing key.
@@ -243,17 +325,43 @@ mod tests {
     }
 
     #[test]
+    fn few_connections_have_fewer_active_ones() {
+        let hold = |line: &str| plan(line).expect(line).hold.expect(line);
+        assert_eq!(hold("hold").active, 1_000);
+        assert_eq!(hold("hold --connections 500").active, 50);
+        assert_eq!(hold("hold --connections 5").active, 2);
+        let all = "hold --active 10 --ramp 7 --settle 0s --cut --heartbeat 30s";
+        let expected = Hold {
+            active: 10,
+            ramp_per_s: 7,
+            settle: Duration::ZERO,
+            cut: true,
+            heartbeat_s: 30,
+        };
+        assert_eq!(hold(all), expected);
+    }
+
+    #[test]
     fn values_out_of_range_name_the_flag() {
         for (line, flag) in [
             ("smoke --connections 1", "--connections"),
             ("smoke --connections 3 --cpus 0,1", "--connections"),
-            ("smoke --connections 2000000", "--connections"),
+            ("smoke --connections 5000000", "--connections"),
             ("smoke --rate 0", "--rate"),
             ("smoke --rate nan", "--rate"),
             ("smoke --duration 0s", "--duration"),
             ("smoke --duration 200h", "--duration"),
             ("smoke --size 55", "--size"),
             ("smoke --size 64000", "--size"),
+            ("hold --active 1", "--active"),
+            ("hold --connections 50 --active 50", "--active"),
+            ("hold --connections 2", "--active"),
+            ("hold --ramp 0", "--ramp"),
+            ("hold --settle 200h", "--settle"),
+            ("hold --heartbeat 500ms", "--heartbeat"),
+            ("hold --heartbeat 2h", "--heartbeat"),
+            ("relay --cut", "--cut"),
+            ("smoke --active 10", "--active"),
         ] {
             let message = plan(line).expect_err(line).to_string();
             assert!(message.starts_with(flag), "{line}: {message}");
@@ -263,7 +371,7 @@ mod tests {
     #[test]
     fn an_unknown_plan_is_answered_with_the_list() {
         let message = plan("rely").expect_err("no such plan").to_string();
-        for part in ["`rely`", "smoke", "relay"] {
+        for part in ["`rely`", "smoke", "relay", "hold"] {
             assert!(message.contains(part), "{message}");
         }
     }

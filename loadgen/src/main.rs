@@ -4,13 +4,16 @@
 //! `cli` and `plan` say what to do, `run` leads the `worker`s, one thread each, through it. A worker
 //! drives its slice of users with the many-connections driver of the client crate, takes messages
 //! from its `schedule`, marks them with a `payload` and has its `verifier` account for each.
-//! `verdict` says what they have proved, `report` writes it down.
+//! `verdict` says what they have proved, `report` writes it down. The plan of the same name in
+//! `hold` keeps many more connections beside those, which say nothing.
 //!
 //! # Does not
 //! Share code with the gateway beyond the wire protocol: a fault of the server cannot be repeated,
 //! and so hidden, by the tool that looks for it.
 
 mod cli;
+mod control;
+mod hold;
 mod payload;
 mod plan;
 mod process;
@@ -18,6 +21,7 @@ mod random;
 mod report;
 mod run;
 mod schedule;
+mod target;
 mod verdict;
 mod verifier;
 mod worker;
@@ -25,13 +29,16 @@ mod worker;
 use anyhow::Context;
 use clap::Parser;
 use cli::Args;
+use plan::Plan;
 use report::Report;
+use serde_json::to_string_pretty as to_json;
 use std::{
     fs::{self, File},
     io::{self, Write},
     path::Path,
     process::ExitCode,
 };
+use verdict::Verdict;
 
 #[global_allocator]
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
@@ -42,7 +49,7 @@ const NO_RESULT: u8 = 2;
 fn main() -> ExitCode {
     let args = Args::parse();
     match measure(&args) {
-        Ok(report) => ExitCode::from(report.verdict.exit_code()),
+        Ok(verdict) => ExitCode::from(verdict.exit_code()),
         Err(error) => {
             eprintln!("portico-loadgen: {error:#}");
             ExitCode::from(NO_RESULT)
@@ -50,26 +57,51 @@ fn main() -> ExitCode {
     }
 }
 
-fn measure(args: &Args) -> anyhow::Result<Report> {
+fn measure(args: &Args) -> anyhow::Result<Verdict> {
     let plan = args.plan()?;
     // Before the run, which may be long, so that a wrong path does not cost its result; and so
     // that no result of an earlier run is left behind by one that has none.
     let mut json = args.json.as_deref().map(create).transpose()?;
-    let report = match run::run(args, &plan) {
-        Ok(measured) => Report::new(&measured),
+    let result = match carry_out(args, &plan) {
+        Ok(result) => result,
         Err(error) => {
             args.json.as_deref().map_or(Ok(()), remove)?;
             return Err(error);
         }
     };
     let mut out = io::stdout().lock();
-    out.write_all(report.table().as_bytes())
+    out.write_all(result.table.as_bytes())
         .context("cannot print the result")?;
     if let Some(file) = &mut json {
-        serde_json::to_writer_pretty(&mut *file, &report).context("cannot write the result")?;
-        writeln!(file).context("cannot write the result")?;
+        writeln!(file, "{}", result.json).context("cannot write the result")?;
     }
-    Ok(report)
+    Ok(result.verdict)
+}
+
+/// A result in the forms in which it leaves.
+struct Outcome {
+    verdict: Verdict,
+    table: String,
+    json: String,
+}
+
+fn carry_out(args: &Args, plan: &Plan) -> anyhow::Result<Outcome> {
+    let (verdict, table, json) = match plan.hold {
+        None => {
+            let report = Report::new(&run::run(args, plan)?);
+            (report.verdict, report.table(), to_json(&report))
+        }
+        Some(hold) => {
+            let report = hold::run(args, plan, hold)?;
+            let verdict = report.messages.verdict;
+            (verdict, report.table(), to_json(&report))
+        }
+    };
+    Ok(Outcome {
+        verdict,
+        table,
+        json: json.context("the result cannot be written as JSON")?,
+    })
 }
 
 fn create(file: &Path) -> anyhow::Result<File> {

@@ -17,9 +17,26 @@ pub(crate) struct Plan {
     pub partners: u32,
     /// How long accepted messages may take to arrive after the last one was sent.
     pub drain: Duration,
+    /// Most connections are only held.
+    pub hold: Option<Hold>,
 }
 
-const BUILT_IN: [Plan; 2] = [
+/// What the plan `hold` has besides.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub(crate) struct Hold {
+    /// Connections that exchange the messages; the others say nothing but PING.
+    pub active: u32,
+    /// Connections opened per second.
+    pub ramp_per_s: u32,
+    /// How long all are quiet before the first message.
+    pub settle: Duration,
+    /// All that are only held are cut at once, a third into the sending.
+    pub cut: bool,
+    /// Seconds between two PINGs.
+    pub heartbeat_s: u16,
+}
+
+const BUILT_IN: [Plan; 3] = [
     Plan {
         name: "smoke",
         about: "does it work: direct messages to four partners each, a light load",
@@ -29,6 +46,7 @@ const BUILT_IN: [Plan; 2] = [
         body_bytes: 128,
         partners: 4,
         drain: Duration::from_secs(10),
+        hold: None,
     },
     Plan {
         name: "relay",
@@ -39,6 +57,25 @@ const BUILT_IN: [Plan; 2] = [
         body_bytes: 128,
         partners: 1,
         drain: Duration::from_secs(10),
+        hold: None,
+    },
+    Plan {
+        name: "hold",
+        about: "how many can it hold: quiet connections with heartbeats beside some that exchange \
+                messages",
+        connections: 100_000,
+        rate_per_s: 2_000.0,
+        duration: Duration::from_secs(60),
+        body_bytes: 128,
+        partners: 1,
+        drain: Duration::from_secs(10),
+        hold: Some(Hold {
+            active: 1_000,
+            ramp_per_s: 10_000,
+            settle: Duration::from_secs(60),
+            cut: false,
+            heartbeat_s: 60,
+        }),
     },
 ];
 

@@ -8,7 +8,8 @@ use rustix::{
     time::{ClockId, clock_gettime},
 };
 use std::{
-    fs, io,
+    fs::{self, File},
+    io::{self, BufRead, BufReader},
     net::{IpAddr, Ipv6Addr, SocketAddr},
     path::Path,
 };
@@ -29,10 +30,9 @@ pub(crate) fn find_listener(target: SocketAddr) -> Option<u32> {
         SocketAddr::V4(_) => "/proc/net/tcp",
         SocketAddr::V6(_) => "/proc/net/tcp6",
     };
-    let inode = listening_inode(&fs::read_to_string(table).ok()?, target).or_else(|| {
-        // A socket bound to [::] also takes IPv4.
-        listening_inode(&fs::read_to_string("/proc/net/tcp6").ok()?, target)
-    })?;
+    // A socket bound to [::] also takes IPv4.
+    let inode =
+        listening_inode(table, target).or_else(|| listening_inode("/proc/net/tcp6", target))?;
     let wanted = format!("socket:[{inode}]");
     fs::read_dir("/proc")
         .ok()?
@@ -50,15 +50,27 @@ fn holds_file(pid: u32, wanted: &str) -> bool {
         .any(|file| fs::read_link(file.path()).is_ok_and(|link| link == Path::new(wanted)))
 }
 
+/// The kernel lists the sockets that listen before all others, of which there may be millions: they
+/// are not read.
 fn listening_inode(table: &str, target: SocketAddr) -> Option<u64> {
-    table.lines().skip(1).find_map(|line| {
-        let mut fields = line.split_whitespace().skip(1);
-        let (ip, port) = parse_address(fields.next()?)?;
-        let state = fields.nth(1)?;
-        let inode = fields.nth(5)?.parse().ok()?;
-        let ours = ip.is_unspecified() || ip == target.ip();
-        (state == LISTEN && port == target.port() && ours).then_some(inode)
-    })
+    let lines = BufReader::new(File::open(table).ok()?).lines();
+    lines
+        .skip(1)
+        .map_while(|line| listener(&line.ok()?))
+        .find(|(address, _)| {
+            let ours = address.ip().is_unspecified() || address.ip() == target.ip();
+            ours && address.port() == target.port()
+        })
+        .map(|(_, inode)| inode)
+}
+
+/// The address and the inode in the line of a socket that listens.
+fn listener(line: &str) -> Option<(SocketAddr, u64)> {
+    let mut fields = line.split_whitespace().skip(1);
+    let (ip, port) = parse_address(fields.next()?)?;
+    let state = fields.nth(1)?;
+    let inode = fields.nth(5)?.parse().ok()?;
+    (state == LISTEN).then_some((SocketAddr::new(ip, port), inode))
 }
 
 /// `0100007F:1CE8`: the address in words of the machine's byte order, the port as a number.
@@ -131,6 +143,16 @@ pub(crate) fn ephemeral_ports() -> Option<usize> {
     Some((last + 1).saturating_sub(first))
 }
 
+/// A line of `/proc/meminfo`.
+pub(crate) fn memory_bytes(name: &str) -> Option<u64> {
+    let text = fs::read_to_string("/proc/meminfo").ok()?;
+    text.lines().find_map(|line| {
+        let kib = line.strip_prefix(name)?.strip_prefix(':')?;
+        let kib = kib.trim().strip_suffix("kB")?.trim();
+        Some(kib.parse::<u64>().ok()? * 1_024)
+    })
+}
+
 /// Where a result was measured: numbers from different machines are not comparable.
 #[derive(Clone, Debug, serde::Serialize)]
 pub(crate) struct Machine {
@@ -148,16 +170,11 @@ impl Machine {
             (key.trim() == "model name").then(|| value.trim().to_owned())
         });
         let kernel = fs::read_to_string("/proc/sys/kernel/osrelease");
-        let meminfo = fs::read_to_string("/proc/meminfo").unwrap_or_default();
-        let memory_kib = meminfo.lines().find_map(|line| {
-            let kib = line.strip_prefix("MemTotal:")?.trim().strip_suffix("kB")?;
-            kib.trim().parse::<u64>().ok()
-        });
         Self {
             cpus: std::thread::available_parallelism().map_or(0, usize::from),
             model: model.unwrap_or_else(|| "unknown".to_owned()),
             kernel: kernel.map_or_else(|_| "unknown".to_owned(), |k| k.trim().to_owned()),
-            memory_bytes: memory_kib.unwrap_or(0) * 1_024,
+            memory_bytes: memory_bytes("MemTotal").unwrap_or(0),
         }
     }
 }

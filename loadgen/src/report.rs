@@ -1,10 +1,11 @@
 //! The result of a run: what was measured, as JSON for programs and as a table for people.
 
 use crate::{
+    cli::Args,
     plan::Plan,
     process::{Machine, Usage},
     verdict::{Verdict, judge},
-    verifier::Counts,
+    verifier::{Counts, histogram},
     worker::Transport,
 };
 use hdrhistogram::Histogram;
@@ -26,6 +27,8 @@ pub(crate) struct Measured {
     pub transport: Transport,
     pub latency_us: Histogram<u64>,
     pub sent_latency_us: Histogram<u64>,
+    /// From the cut until all are back (plan `hold`); part of `latency_us`.
+    pub storm_latency_us: Histogram<u64>,
     pub slip_us: Histogram<u64>,
     /// Bound of its 99th percentile.
     pub slip_max_us: u64,
@@ -39,6 +42,40 @@ pub(crate) struct Measured {
     pub generator_busy: f64,
     pub workers: usize,
     pub server: Option<MeasuredServer>,
+}
+
+impl Measured {
+    /// Of a run that is over, before the workers' findings are added.
+    pub(crate) fn new(
+        args: &Args,
+        plan: &Plan,
+        run: u64,
+        connections: u64,
+        server: Option<MeasuredServer>,
+    ) -> Self {
+        Self {
+            plan: plan.clone(),
+            seed: args.seed,
+            run,
+            target: args.target.clone(),
+            machine: Machine::read(),
+            connections,
+            counts: Counts::default(),
+            transport: Transport::default(),
+            latency_us: histogram(),
+            sent_latency_us: histogram(),
+            storm_latency_us: histogram(),
+            slip_us: histogram(),
+            slip_max_us: args.slip_max.as_micros() as u64,
+            not_queued: 0,
+            withheld: 0,
+            window_us: plan.duration.as_micros() as u64,
+            generator_cpu_us: 0,
+            generator_busy: 0.0,
+            workers: 0,
+            server,
+        }
+    }
 }
 
 /// The process under test, before the first connection, before the first message, at the end.
@@ -351,7 +388,7 @@ impl Report {
     }
 }
 
-fn named(counts: &BTreeMap<u16, u64>, name: fn(u16) -> String) -> BTreeMap<String, u64> {
+pub(crate) fn named(counts: &BTreeMap<u16, u64>, name: fn(u16) -> String) -> BTreeMap<String, u64> {
     counts
         .iter()
         .map(|(code, count)| (name(*code), *count))
@@ -363,7 +400,7 @@ fn error_name(code: u16) -> String {
     name.map_or_else(|| code.to_string(), str::to_owned)
 }
 
-fn close_name(code: u16) -> String {
+pub(crate) fn close_name(code: u16) -> String {
     let name = CloseCode(code).name();
     name.map_or_else(|| code.to_string(), str::to_owned)
 }
@@ -381,14 +418,13 @@ pub(crate) fn grouped(number: u64) -> String {
     out
 }
 
-fn round(value: f64, per_unit: f64) -> f64 {
+pub(crate) fn round(value: f64, per_unit: f64) -> f64 {
     (value * per_unit).round() / per_unit
 }
 
 #[cfg(test)]
 pub(crate) mod tests {
     use super::*;
-    use crate::verifier::histogram;
 
     /// Of a run without fault.
     pub(crate) fn good() -> Measured {
@@ -411,6 +447,7 @@ pub(crate) mod tests {
             transport: Transport::default(),
             latency_us: histogram(),
             sent_latency_us: histogram(),
+            storm_latency_us: histogram(),
             slip_us,
             slip_max_us: 10_000,
             not_queued: 0,

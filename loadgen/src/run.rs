@@ -2,43 +2,47 @@
 
 use crate::{
     cli::Args,
+    control::{Control, Gauges},
     plan::Plan,
-    process::{self, Machine, Usage},
+    process::{self, Usage},
     random::mix,
     report::{Measured, MeasuredServer, grouped},
-    verifier::{Counts, histogram},
-    worker::{self, Assignment, Control, Gauges, Outcome, Transport},
+    target::{self, Target},
+    worker::{self, Assignment, Outcome},
 };
 use anyhow::{Context, anyhow, bail};
-use portico_client::{
-    many::{Clock, loopback_sources},
-    mint::SigningKey,
-};
+use portico_client::many::{Clock, loopback_sources};
 use portico_wire::ids::DeviceId;
 use std::{
     fs::File,
     io::{self, IsTerminal, Read},
-    net::{IpAddr, SocketAddr, TcpStream, ToSocketAddrs},
+    net::{IpAddr, SocketAddr},
     sync::atomic::{AtomicU64, Ordering},
     thread,
     time::{Duration, Instant},
 };
 
-/// User ids of one run: this bit, 31 bits of the run, then the user's number. Below 2^53, so that
+/// User ids of one run: this bit, 30 bits of the run, then the user's number. Below 2^53, so that
 /// clients in JavaScript could hold them; far above what people number their users.
 const USER_RUN_BIT: u64 = 1 << 52;
-const USER_NUMBER_BITS: u32 = 20;
+const USER_NUMBER_BITS: u32 = 22;
+const USER_RUN_MASK: u64 = (USER_RUN_BIT >> USER_NUMBER_BITS) - 1;
 /// Files besides the sockets.
-const FILES_RESERVE: u64 = 64;
+pub(crate) const FILES_RESERVE: u64 = 64;
 /// Of the ports an address has, how many are planned for: others use ports too.
 const PORTS_SHARE: f64 = 0.8;
-/// To see whether anything listens at all.
-const PROBE_TIMEOUT: Duration = Duration::from_secs(3);
+/// Local ports of an address where the range cannot be read: the kernel's default is as good a
+/// guess as any.
+const PORTS_DEFAULT: usize = 28_232;
 /// Between the last connection and the first message.
-const START_DELAY_US: u64 = 50_000;
+pub(crate) const START_DELAY_US: u64 = 50_000;
 /// How long all connections may take: this, and a millisecond for each.
 const CONNECT_PATIENCE: Duration = Duration::from_secs(20);
-const POLL: Duration = Duration::from_millis(10);
+/// How often one worker opens a connection, at most.
+const CONNECTS_PER_S: u32 = 20_000;
+/// How much longer than the run a token is valid.
+pub(crate) const TOKEN_RESERVE: Duration = Duration::from_secs(3_600);
+pub(crate) const POLL: Duration = Duration::from_millis(10);
 
 const _: () = assert!(
     crate::cli::CONNECTIONS_MAX as u64 <= 1 << USER_NUMBER_BITS,
@@ -47,16 +51,8 @@ const _: () = assert!(
 
 /// Carries the plan out. An error means that there is no result at all.
 pub(crate) fn run(args: &Args, plan: &Plan) -> anyhow::Result<Measured> {
-    let target = resolve(&args.target)?;
-    let is_local = probe(target)?;
-    let key_file = args.key_file();
-    let key = SigningKey::load(&key_file).with_context(|| {
-        format!(
-            "no usable signing key at {}; --data names the gateway's data directory, --key-file a \
-             key",
-            key_file.display()
-        )
-    })?;
+    let target = Target::find(args)?;
+    let key = target::load_key(args)?;
     let files = process::raise_open_file_limit().context("cannot raise the open file limit")?;
     if u64::from(plan.connections) + FILES_RESERVE > files {
         bail!(
@@ -65,16 +61,15 @@ pub(crate) fn run(args: &Args, plan: &Plan) -> anyhow::Result<Measured> {
             grouped(files)
         );
     }
-    let sources = sources(target, plan.connections)?;
+    let sources = sources(target.address, plan.connections)?;
     let run = run_id().context("cannot read /dev/urandom")?;
-    let listener = || is_local.then(|| process::find_listener(target)).flatten();
-    let pid = args.server_pid.or_else(listener);
+    let pid = target.pid;
     let at_rest = pid.and_then(process::usage);
 
     let clock = Clock::start();
     let control = Control::new();
     let gauges: Vec<Gauges> = (0..args.workers()).map(|_| Gauges::default()).collect();
-    let first_user = USER_RUN_BIT | (run & 0x7fff_ffff) << USER_NUMBER_BITS;
+    let first_user = first_user(run);
     let slices = slices(plan.connections, args.workers() as u32);
     let assignments: Vec<Assignment<'_>> = slices
         .iter()
@@ -84,7 +79,7 @@ pub(crate) fn run(args: &Args, plan: &Plan) -> anyhow::Result<Measured> {
             run,
             seed: args.seed,
             clock,
-            target,
+            target: target.address,
             sources: sources.clone(),
             key: &key,
             device: DeviceId(args.device),
@@ -92,6 +87,9 @@ pub(crate) fn run(args: &Args, plan: &Plan) -> anyhow::Result<Measured> {
             users: *users,
             users_before: *before,
             cpu: args.cpus.as_ref().map(|cpus| cpus.0[worker]),
+            connects_per_s: CONNECTS_PER_S,
+            heartbeat_s: 0,
+            token_ttl: plan.duration + plan.drain + TOKEN_RESERVE,
         })
         .collect();
 
@@ -128,7 +126,8 @@ pub(crate) fn run(args: &Args, plan: &Plan) -> anyhow::Result<Measured> {
             end,
         })
     });
-    Ok(add_up(args, plan, run, &led, server, outcomes))
+    let measured = Measured::new(args, plan, run, led.connections, server);
+    Ok(add_up(measured, led.start_us, outcomes))
 }
 
 /// What the coordinating thread saw.
@@ -184,36 +183,10 @@ fn lead(
     })
 }
 
-fn add_up(
-    args: &Args,
-    plan: &Plan,
-    run: u64,
-    led: &Led,
-    server: Option<MeasuredServer>,
-    outcomes: Vec<Outcome>,
-) -> Measured {
-    let duration_us = plan.duration.as_micros() as u64;
-    let mut measured = Measured {
-        plan: plan.clone(),
-        seed: args.seed,
-        run,
-        target: args.target.clone(),
-        machine: Machine::read(),
-        connections: led.connections,
-        counts: Counts::default(),
-        transport: Transport::default(),
-        latency_us: histogram(),
-        sent_latency_us: histogram(),
-        slip_us: histogram(),
-        slip_max_us: args.slip_max.as_micros() as u64,
-        not_queued: 0,
-        withheld: 0,
-        window_us: duration_us,
-        generator_cpu_us: 0,
-        generator_busy: 0.0,
-        workers: outcomes.len(),
-        server,
-    };
+/// Adds what the workers found to `measured`; `start_us` is when the first message was due.
+pub(crate) fn add_up(mut measured: Measured, start_us: u64, outcomes: Vec<Outcome>) -> Measured {
+    let duration_us = measured.window_us;
+    measured.workers = outcomes.len();
     for outcome in outcomes {
         measured.counts.add(&outcome.findings.counts);
         measured.transport.add(outcome.transport);
@@ -224,6 +197,10 @@ fn add_up(
                 &mut measured.sent_latency_us,
                 &outcome.findings.sent_latency_us,
             ),
+            (
+                &mut measured.storm_latency_us,
+                &outcome.findings.storm_latency_us,
+            ),
             (&mut measured.slip_us, &outcome.slip_us),
         ];
         for (sum, part) in sums {
@@ -231,7 +208,7 @@ fn add_up(
         }
         measured.not_queued += outcome.not_queued;
         measured.withheld += outcome.withheld;
-        let window_us = outcome.last_arrival_us.saturating_sub(led.start_us);
+        let window_us = outcome.last_arrival_us.saturating_sub(start_us);
         measured.window_us = measured.window_us.max(window_us);
         measured.generator_cpu_us += outcome.sending_cpu_us;
         let busy = outcome.sending_cpu_us as f64 / duration_us as f64;
@@ -240,33 +217,19 @@ fn add_up(
     measured
 }
 
-fn resolve(target: &str) -> anyhow::Result<SocketAddr> {
-    target
-        .to_socket_addrs()
-        .with_context(|| format!("--target {target} is not HOST:PORT of a known host"))?
-        .next()
-        .with_context(|| format!("--target {target} has no address"))
+/// The first user id of a run.
+pub(crate) const fn first_user(run: u64) -> u64 {
+    USER_RUN_BIT | (run & USER_RUN_MASK) << USER_NUMBER_BITS
 }
 
-/// The usual mistake deserves a plain answer, before anything else is complained about. True if the
-/// target is this machine: then the connection has the same address at both ends.
-fn probe(target: SocketAddr) -> anyhow::Result<bool> {
-    match TcpStream::connect_timeout(&target, PROBE_TIMEOUT) {
-        Ok(stream) => {
-            let own = stream.local_addr().map(|own| own.ip());
-            Ok(target.ip().is_loopback() || own.is_ok_and(|own| own == target.ip()))
-        }
-        Err(error) if error.kind() == io::ErrorKind::ConnectionRefused => {
-            bail!("nothing listens on {target}; start it with `cargo run --release`")
-        }
-        Err(error) => Err(error).with_context(|| format!("cannot connect to {target}")),
-    }
+/// Connections that are planned for one local address.
+pub(crate) fn ports_per_source() -> usize {
+    let ports = process::ephemeral_ports().unwrap_or(PORTS_DEFAULT);
+    (ports as f64 * PORTS_SHARE) as usize
 }
 
 fn sources(target: SocketAddr, connections: u32) -> anyhow::Result<Vec<IpAddr>> {
-    // Where the range cannot be read the kernel's default is as good a guess as any.
-    let ports = process::ephemeral_ports().unwrap_or(28_232) as f64 * PORTS_SHARE;
-    loopback_sources(target, connections as usize, ports as usize).with_context(|| {
+    loopback_sources(target, connections as usize, ports_per_source()).with_context(|| {
         format!(
             "{} connections to {target} need more local ports than there are \
              (net.ipv4.ip_local_port_range)",
@@ -276,7 +239,7 @@ fn sources(target: SocketAddr, connections: u32) -> anyhow::Result<Vec<IpAddr>> 
 }
 
 /// Contiguous slices of the users, as even as pairs allow: (users before, users).
-fn slices(connections: u32, workers: u32) -> Vec<(u32, u32)> {
+pub(crate) fn slices(connections: u32, workers: u32) -> Vec<(u32, u32)> {
     let end = |worker: u32| {
         if worker == workers {
             return connections;
@@ -289,7 +252,7 @@ fn slices(connections: u32, workers: u32) -> Vec<(u32, u32)> {
         .collect()
 }
 
-fn run_id() -> io::Result<u64> {
+pub(crate) fn run_id() -> io::Result<u64> {
     let mut bytes = [0; 8];
     File::open("/dev/urandom")?.read_exact(&mut bytes)?;
     Ok(mix(u64::from_le_bytes(bytes)))
@@ -374,9 +337,9 @@ mod tests {
 
     #[test]
     fn runs_do_not_share_users() {
-        let first = |run: u64| USER_RUN_BIT | (run & 0x7fff_ffff) << USER_NUMBER_BITS;
-        assert_eq!(first(2) - first(1), u64::from(crate::cli::CONNECTIONS_MAX));
-        let last = first(u64::MAX) + u64::from(crate::cli::CONNECTIONS_MAX) - 1;
-        assert!(last < 1 << 53);
+        let users = u64::from(crate::cli::CONNECTIONS_MAX);
+        assert!(first_user(2) - first_user(1) >= users);
+        assert_eq!(first_user(0), USER_RUN_BIT);
+        assert!(first_user(u64::MAX) + users <= 1 << 53);
     }
 }

@@ -1,4 +1,4 @@
-//! When messages are due: an absolute, open-loop schedule.
+//! When messages (or logins) are due: an absolute, open-loop schedule.
 //!
 //! Message `n` is due at `start + n / rate`, whatever became of the messages before it. A
 //! generator that waits for answers sends less while the server is slow, and so leaves out just
@@ -20,10 +20,16 @@ pub(crate) struct Schedule {
 impl Schedule {
     /// `rate_per_s` for `duration_us`; `start_us` is when the first one is due.
     pub(crate) fn new(start_us: u64, rate_per_s: f64, duration_us: u64) -> Self {
+        let total = (rate_per_s * duration_us as f64 / 1e6).round() as u64;
+        Self::of(total, start_us, rate_per_s)
+    }
+
+    /// `total` of them.
+    pub(crate) const fn of(total: u64, start_us: u64, rate_per_s: f64) -> Self {
         Self {
             start_us,
             rate_per_s,
-            total: (rate_per_s * duration_us as f64 / 1e6).round() as u64,
+            total,
             next: 0,
         }
     }

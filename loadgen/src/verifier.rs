@@ -22,7 +22,7 @@ use portico_wire::{
     ids::{ConvSeq, MsgId, UserId},
 };
 use rustc_hash::FxHashMap;
-use std::{collections::BTreeMap, collections::hash_map::Entry};
+use std::{collections::BTreeMap, collections::hash_map::Entry, ops::Range};
 
 /// Messages of one worker that may be on their way: what a hash map of 2^20 slots holds.
 pub(crate) const UNSETTLED_MAX: usize = 900_000;
@@ -200,6 +200,9 @@ pub(crate) struct Verifier {
     /// From the intended time to arrival, and to SENT.
     latency_us: Histogram<u64>,
     sent_latency_us: Histogram<u64>,
+    /// Messages that were due in this time are in a histogram of their own as well.
+    storm_us: Range<u64>,
+    storm_latency_us: Histogram<u64>,
 }
 
 impl Verifier {
@@ -214,7 +217,14 @@ impl Verifier {
             counts: Counts::default(),
             latency_us: histogram(),
             sent_latency_us: histogram(),
+            storm_us: u64::MAX..u64::MAX,
+            storm_latency_us: histogram(),
         }
+    }
+
+    /// Sets the time of the run that is judged apart. Its end may be set while it lasts.
+    pub(crate) fn set_storm_us(&mut self, storm_us: Range<u64>) {
+        self.storm_us = storm_us;
     }
 
     // --- the sender's side
@@ -350,6 +360,9 @@ impl Verifier {
         self.counts.delivered += 1;
         self.counts.refused_delivered += u64::from(message.refused);
         record(&mut self.latency_us, message.intended_us, now_us);
+        if self.storm_us.contains(&message.intended_us) {
+            record(&mut self.storm_latency_us, message.intended_us, now_us);
+        }
 
         let in_order = payload.counter >= flow.arrived_end && conv_seq > flow.arrived_at;
         if payload.counter >= flow.arrived_end {
@@ -420,6 +433,7 @@ impl Verifier {
             counts,
             latency_us: self.latency_us,
             sent_latency_us: self.sent_latency_us,
+            storm_latency_us: self.storm_latency_us,
         }
     }
 }
@@ -430,6 +444,7 @@ pub(crate) struct Findings {
     pub counts: Counts,
     pub latency_us: Histogram<u64>,
     pub sent_latency_us: Histogram<u64>,
+    pub storm_latency_us: Histogram<u64>,
 }
 
 /// A message out of order counts once, whether its arrival or its number shows it.

@@ -6,6 +6,7 @@
 //! - It looks at its schedule at least once per turn of the driver, and a turn is bounded.
 
 use crate::{
+    control::{Control, Gauges, Stage},
     plan::{Flows, Plan},
     process::thread_cpu_us,
     random::mix,
@@ -15,7 +16,7 @@ use crate::{
 use anyhow::Context;
 use hdrhistogram::Histogram;
 use portico_client::{
-    Event, Now, SendOptions, Session, SessionConfig, SessionState,
+    Event, Login, Now, SendOptions, Session, SessionState, Settings,
     many::{Clock, ConnIndex, Many, ManyConfig, ManyEvent},
     mint::SigningKey,
 };
@@ -31,13 +32,12 @@ use std::{
     io,
     net::{IpAddr, SocketAddr},
     num::NonZeroU64,
-    sync::{
-        Mutex, PoisonError,
-        atomic::{AtomicBool, AtomicU8, AtomicU64, Ordering},
-    },
+    sync::{Arc, atomic::Ordering},
     time::Duration,
 };
 
+/// What sessions call themselves.
+pub(crate) const CLIENT: &str = "portico-loadgen";
 /// Messages that are due go out in bites of this many, so that reading is never far away.
 const SENDS_PER_TURN_MAX: usize = 64;
 /// Messages of one user that may be unanswered. More than the gateway takes at once, and few
@@ -49,71 +49,6 @@ const IDLE_TURN_US: u64 = 20_000;
 const RECEIPTS_PATIENCE_US: u64 = 2_500_000;
 /// Between two looks at whether everything has arrived.
 const SETTLED_CHECK_US: u64 = 10_000;
-
-/// Where a run stands. Only ever goes forward.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-#[repr(u8)]
-pub(crate) enum Stage {
-    Connecting,
-    Sending,
-    /// Every worker is done: close.
-    Finishing,
-}
-
-/// What the coordinating thread tells the workers, and what makes one of them stop the run.
-#[derive(Debug)]
-pub(crate) struct Control {
-    stage: AtomicU8,
-    start_us: AtomicU64,
-    obstacle: Mutex<Option<String>>,
-}
-
-impl Control {
-    pub(crate) const fn new() -> Self {
-        Self {
-            stage: AtomicU8::new(Stage::Connecting as u8),
-            start_us: AtomicU64::new(0),
-            obstacle: Mutex::new(None),
-        }
-    }
-
-    /// The first message is due at `start_us`.
-    pub(crate) fn start(&self, start_us: u64) {
-        self.start_us.store(start_us, Ordering::Relaxed);
-        // Release: whoever sees the stage sees the start.
-        self.stage.store(Stage::Sending as u8, Ordering::Release);
-    }
-
-    pub(crate) fn finish(&self) {
-        self.stage.store(Stage::Finishing as u8, Ordering::Release);
-    }
-
-    fn reached(&self, stage: Stage) -> bool {
-        self.stage.load(Ordering::Acquire) >= stage as u8
-    }
-
-    /// Why no connection of this run can work; the first reason stays.
-    fn obstruct(&self, reason: String) {
-        let mut obstacle = self.obstacle.lock().unwrap_or_else(PoisonError::into_inner);
-        obstacle.get_or_insert(reason);
-    }
-
-    pub(crate) fn obstacle(&self) -> Option<String> {
-        let obstacle = self.obstacle.lock().unwrap_or_else(PoisonError::into_inner);
-        obstacle.clone()
-    }
-}
-
-/// A worker's numbers while it runs, for progress lines. The report does not come from here.
-#[derive(Debug, Default)]
-pub(crate) struct Gauges {
-    pub up: AtomicU64,
-    pub sent: AtomicU64,
-    pub accepted: AtomicU64,
-    pub delivered: AtomicU64,
-    /// Everything has arrived, or the time for it is over.
-    pub done: AtomicBool,
-}
 
 /// A worker's share of the run.
 #[derive(Debug)]
@@ -131,6 +66,12 @@ pub(crate) struct Assignment<'a> {
     /// Of all workers' users, those before this slice: spreads the schedules of the workers.
     pub users_before: u32,
     pub cpu: Option<usize>,
+    /// Connections opened per second, at most.
+    pub connects_per_s: u32,
+    /// Seconds between two PINGs; 0: as the gateway proposes.
+    pub heartbeat_s: u16,
+    /// How long a token is valid: longer than the run, for reconnecting must not fail because of it.
+    pub token_ttl: Duration,
 }
 
 impl Assignment<'_> {
@@ -139,10 +80,9 @@ impl Assignment<'_> {
     }
 
     fn token(&self, user: UserId) -> String {
-        let valid_for = self.plan.duration + self.plan.drain + TOKEN_RESERVE;
         let unix_s = self.clock.now().wall_us / 1_000_000;
         self.key
-            .token(user, self.device, 0, valid_for.as_secs(), unix_s)
+            .token(user, self.device, 0, self.token_ttl.as_secs(), unix_s)
     }
 }
 
@@ -253,18 +193,23 @@ impl<'a> Worker<'a> {
         let mut config = ManyConfig::new(assignment.target, assignment.clock);
         config.connections = users as usize;
         config.sources.clone_from(&assignment.sources);
+        config.source_offset = assignment.users_before as usize;
+        config.connects_per_s = assignment.connects_per_s;
         let mut many = Many::new(config).context("cannot set up epoll")?;
+        let settings = Arc::new(Settings {
+            client: CLIENT.to_owned(),
+            outbox_max: OUTBOX_MAX,
+            dedupe_max: DEDUPE_MAX,
+            heartbeat_s: assignment.heartbeat_s,
+            keep_token: false,
+            ..Settings::default()
+        });
         for index in 0..users {
             let user = flows.user(index);
-            let token = assignment.token(user);
-            let config = SessionConfig {
-                client: "portico-loadgen".to_owned(),
-                outbox_max: OUTBOX_MAX,
-                dedupe_max: DEDUPE_MAX,
-                ..SessionConfig::new(user, assignment.device, token)
-            };
+            let login = Login::new(user, assignment.device, assignment.token(user));
             let seed = mix(assignment.run ^ user.0);
-            many.add(Session::new(config, SessionState::default(), seed));
+            let state = SessionState::default();
+            many.add(Session::sharing(&settings, login, state, seed));
         }
         Ok(Self {
             assignment,
@@ -276,7 +221,7 @@ impl<'a> Worker<'a> {
                 verifier: Verifier::new(assignment.run, flows),
                 transport: Transport::default(),
                 presence: vec![Presence::Never; users as usize],
-                tokens: Vec::new(),
+                tokenless: Vec::new(),
                 up: 0,
                 last_arrival_us: 0,
             },
@@ -291,15 +236,13 @@ impl<'a> Worker<'a> {
 
     fn turn(&mut self, wait_us: u64) -> io::Result<()> {
         let watch = &mut self.watch;
+        watch.verifier.set_storm_us(self.control.storm_us());
         self.many.turn(wait_us, &mut |now, conn, event| {
             watch.event(now, conn, &event)
         })?;
-        for (conn, wanted) in watch.tokens.drain(..) {
-            let token = match wanted {
-                TokenWanted::Yes => self.assignment.token(watch.verifier.flows().user(conn.0)),
-                TokenWanted::No => String::new(),
-            };
-            self.many.with(conn, |session, _| session.set_token(token));
+        for conn in watch.tokenless.drain(..) {
+            let token = self.assignment.token(watch.verifier.flows().user(conn.0));
+            self.many.set_token(conn, token);
         }
         let counts = watch.verifier.counts();
         self.gauges.up.store(watch.up, Ordering::Relaxed);
@@ -316,7 +259,7 @@ impl<'a> Worker<'a> {
     /// The measured part: every message at its time, or as soon after it as this thread can.
     fn send_all(&mut self) -> io::Result<()> {
         let plan = self.assignment.plan;
-        let start_us = self.control.start_us.load(Ordering::Relaxed);
+        let start_us = self.control.start_us();
         let stagger_us = f64::from(self.assignment.users_before) * 1e6
             / (plan.rate_per_s * f64::from(plan.connections));
         let mut schedule = Schedule::new(
@@ -328,7 +271,7 @@ impl<'a> Worker<'a> {
             self.turn(start_us.saturating_sub(self.many.now().mono_us))?;
         }
         let cpu_us = thread_cpu_us();
-        loop {
+        while !self.control.reached(Stage::Finishing) {
             let now_us = self.many.now().mono_us;
             for _ in 0..SENDS_PER_TURN_MAX {
                 let Some((number, due_us)) = schedule.pop_due(now_us) else {
@@ -382,7 +325,7 @@ impl<'a> Worker<'a> {
         let patience_us = self.assignment.plan.drain.as_micros() as u64;
         let mut ask_us = begun_us + RECEIPTS_PATIENCE_US;
         let mut check_us = begun_us;
-        loop {
+        while !self.control.reached(Stage::Finishing) {
             let now_us = self.many.now().mono_us;
             if now_us >= check_us {
                 check_us = now_us + SETTLED_CHECK_US;
@@ -400,6 +343,7 @@ impl<'a> Worker<'a> {
             }
             self.turn(SETTLED_CHECK_US)?;
         }
+        Ok(())
     }
 
     /// A push of a delivered mark may be lost by design; the mark itself may not.
@@ -429,8 +373,6 @@ impl<'a> Worker<'a> {
     }
 }
 
-/// How much longer than the run a token is valid: reconnecting must not fail because of it.
-const TOKEN_RESERVE: Duration = Duration::from_secs(3_600);
 /// Messages whose ids a client remembers. A gateway repeats what it sent last, so few suffice.
 const DEDUPE_MAX: usize = 64;
 
@@ -441,21 +383,14 @@ enum Presence {
     Down,
 }
 
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum TokenWanted {
-    Yes,
-    No,
-}
-
 /// Where events end.
 struct Watch<'a> {
     control: &'a Control,
     verifier: Verifier,
     transport: Transport,
     presence: Vec<Presence>,
-    /// What changed about tokens in this turn. A token takes as much memory as the rest of an idle
-    /// session and is used once, so it is made again for the next login.
-    tokens: Vec<(ConnIndex, TokenWanted)>,
+    /// Those that wait for another token: the gateway has refused to resume their session.
+    tokenless: Vec<ConnIndex>,
     up: u64,
     last_arrival_us: u64,
 }
@@ -468,6 +403,8 @@ impl Watch<'_> {
                 self.transport.connect_failures += 1;
                 self.transport.exhausted += u64::from(is_exhaustion(error));
             }
+            ManyEvent::TokenWanted => self.tokenless.push(conn),
+            ManyEvent::Connected { .. } | ManyEvent::LoggedIn { .. } => {}
         }
     }
 
@@ -507,17 +444,13 @@ impl Watch<'_> {
             } => self.verifier.receipt(user, peer, up_to),
             Event::Undecodable { .. } => self.verifier.undecodable(),
             Event::Duplicate { .. } => self.verifier.repeated(),
-            Event::Synced { .. } => {
-                self.tokens.push((conn, TokenWanted::No));
-                self.came_up(user);
-            }
+            Event::Synced { .. } => self.came_up(user),
             Event::Closed {
                 code,
                 by_peer,
                 reconnect_after_ms,
                 detail,
             } => {
-                self.tokens.push((conn, TokenWanted::Yes));
                 if self.went_down(user) || by_peer {
                     *self.transport.closes.entry(code.0).or_default() += 1;
                 }
@@ -531,8 +464,8 @@ impl Watch<'_> {
                     .fault
                     .get_or_insert_with(|| fault.to_string());
             }
-            Event::Draining { .. } => self.tokens.push((conn, TokenWanted::Yes)),
-            Event::Welcome { .. }
+            Event::Draining { .. }
+            | Event::Welcome { .. }
             | Event::Gap { .. }
             | Event::Receipt { .. }
             | Event::ReadElsewhere { .. } => {}
@@ -565,7 +498,7 @@ impl Watch<'_> {
     }
 }
 
-fn turned_away(code: CloseCode, detail: &str) -> String {
+pub(crate) fn turned_away(code: CloseCode, detail: &str) -> String {
     let hint = match code {
         CloseCode::AUTH_FAILED => "; is --data its data directory, or --key-file its key?",
         _ => "",
@@ -574,7 +507,7 @@ fn turned_away(code: CloseCode, detail: &str) -> String {
 }
 
 /// This machine ran out of something: the gateway is not to blame.
-fn is_exhaustion(error: &io::Error) -> bool {
+pub(crate) fn is_exhaustion(error: &io::Error) -> bool {
     use rustix::io::Errno;
     let exhausted = [Errno::MFILE, Errno::NFILE, Errno::NOBUFS, Errno::NOMEM];
     matches!(

@@ -82,8 +82,14 @@ pub fn put_ping(out: &mut Vec<u8>, corr: u32, next_s: u32) {
     put_plain(out, Op::Ping, Flags::NONE, corr, next_s);
 }
 
+/// PONG without news of the spread: 0 is its value on a gateway with few sessions.
 pub fn put_pong(out: &mut Vec<u8>, corr: u32) {
-    put_plain(out, Op::Pong, reply_flags(corr), corr, 0);
+    put_pong_spread(out, corr, 0);
+}
+
+/// PONG: `reconnect_spread_ms` replaces the value of WELCOME.
+pub fn put_pong_spread(out: &mut Vec<u8>, corr: u32, reconnect_spread_ms: u32) {
+    put_plain(out, Op::Pong, reply_flags(corr), corr, reconnect_spread_ms);
 }
 
 /// DONE: success without a value, or with a count.
@@ -212,6 +218,7 @@ impl Encoder {
                     features: fb::Feature::from_bits_retain(welcome.features),
                     server_us: welcome.server_us,
                     node: Some(node),
+                    reconnect_spread_ms: welcome.reconnect_spread_ms,
                 },
             )
         });

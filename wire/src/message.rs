@@ -153,6 +153,9 @@ pub struct Welcome<'a> {
     pub features: u32,
     pub server_us: u64,
     pub node: &'a str,
+    /// If the connection ends without a word, the client waits a uniform time below this before its
+    /// first attempt. PONG carries the newest value in `aux`.
+    pub reconnect_spread_ms: u32,
 }
 
 /// Without the resume token: credentials never reach a log.
@@ -176,6 +179,7 @@ impl fmt::Debug for Welcome<'_> {
             .field("features", &self.features)
             .field("server_us", &self.server_us)
             .field("node", &self.node)
+            .field("reconnect_spread_ms", &self.reconnect_spread_ms)
             .finish()
     }
 }
@@ -200,6 +204,7 @@ impl Default for Welcome<'_> {
             features: 0,
             server_us: 0,
             node: "",
+            reconnect_spread_ms: 0,
         }
     }
 }
@@ -228,6 +233,7 @@ impl<'a> Welcome<'a> {
             features: table.features().bits(),
             server_us: table.server_us(),
             node: table.node().unwrap_or_default(),
+            reconnect_spread_ms: table.reconnect_spread_ms(),
         })
     }
 }

@@ -40,6 +40,9 @@ pub(super) struct Wheel {
 }
 
 impl Wheel {
+    /// What each owner costs.
+    pub(super) const OWNER_BYTES: usize = size_of::<Node>();
+
     pub(super) fn with_capacity(owners: usize) -> Self {
         let mut nodes = Vec::with_capacity(HEADS + owners);
         nodes.extend((0..HEADS as u32).map(unlinked));

@@ -2,8 +2,9 @@
 
 use portico_wire::{
     ids::{DeviceId, MsgId, UserId},
-    limits::RECEIVE_MAX_DEFAULT,
+    limits::{RECEIVE_MAX_CEILING, RECEIVE_MAX_DEFAULT},
 };
+use std::fmt;
 
 /// The time, as the owner of a session reads it: the session has no clock.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -14,14 +15,21 @@ pub struct Now {
     pub wall_us: u64,
 }
 
-/// Who logs in, and how.
+/// Who logs in.
 #[derive(Clone, PartialEq, Eq)]
-pub struct SessionConfig {
+pub struct Login {
     pub user: UserId,
     /// 0: the token's own.
     pub device: DeviceId,
-    /// The access token. Replaced by [`crate::Session::set_token`] when it runs out.
+    /// The access token. Replaced by [`crate::Session::set_token`] when it runs out. May be empty
+    /// while there is a resume token, see [`crate::Session::needs_token`].
     pub token: String,
+}
+
+/// How sessions behave. A program with very many shares one of these between them, see
+/// [`crate::Session::sharing`].
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Settings {
     /// "name/version platform", for the operator's statistics.
     pub client: String,
     /// Entries that the server may have under way without an acknowledgement (1..=4,096).
@@ -33,32 +41,123 @@ pub struct SessionConfig {
     /// `true`: an entry counts as stored once the event callback has returned. `false`: the owner
     /// calls [`crate::Session::acknowledge`] when it has stored a message.
     pub auto_ack: bool,
+    /// `false`: the access token is dropped at WELCOME, because it takes more memory than an idle
+    /// session and is used once. The owner gives another when [`crate::Session::needs_token`].
+    pub keep_token: bool,
     /// Messages whose ids are remembered, so that a repeated delivery is recognised.
     pub dedupe_max: usize,
 }
 
-impl SessionConfig {
-    pub const OUTBOX_MAX_DEFAULT: usize = 1_000;
-    pub const DEDUPE_MAX_DEFAULT: usize = 512;
+/// Who logs in, and how: [`Login`] and [`Settings`] in one, for a session that shares nothing.
+#[derive(Clone, PartialEq, Eq)]
+pub struct SessionConfig {
+    /// See [`Login`].
+    pub user: UserId,
+    pub device: DeviceId,
+    pub token: String,
+    /// See [`Settings`].
+    pub client: String,
+    pub receive_max: u32,
+    pub heartbeat_s: u16,
+    pub outbox_max: usize,
+    pub auto_ack: bool,
+    pub keep_token: bool,
+    pub dedupe_max: usize,
+}
 
+impl Login {
     pub fn new(user: UserId, device: DeviceId, token: impl Into<String>) -> Self {
         Self {
             user,
             device,
             token: token.into(),
+        }
+    }
+}
+
+impl Settings {
+    pub const OUTBOX_MAX_DEFAULT: usize = 1_000;
+    pub const DEDUPE_MAX_DEFAULT: usize = 512;
+
+    /// `receive_max` as the protocol allows it.
+    pub(crate) fn receive_max(&self) -> u32 {
+        self.receive_max.clamp(1, RECEIVE_MAX_CEILING)
+    }
+}
+
+impl Default for Settings {
+    fn default() -> Self {
+        Self {
             client: concat!("portico-client/", env!("CARGO_PKG_VERSION")).to_owned(),
             receive_max: RECEIVE_MAX_DEFAULT,
             heartbeat_s: 0,
             outbox_max: Self::OUTBOX_MAX_DEFAULT,
             auto_ack: true,
+            keep_token: true,
             dedupe_max: Self::DEDUPE_MAX_DEFAULT,
         }
     }
 }
 
+impl SessionConfig {
+    pub fn new(user: UserId, device: DeviceId, token: impl Into<String>) -> Self {
+        let Settings {
+            client,
+            receive_max,
+            heartbeat_s,
+            outbox_max,
+            auto_ack,
+            keep_token,
+            dedupe_max,
+        } = Settings::default();
+        Self {
+            user,
+            device,
+            token: token.into(),
+            client,
+            receive_max,
+            heartbeat_s,
+            outbox_max,
+            auto_ack,
+            keep_token,
+            dedupe_max,
+        }
+    }
+
+    /// The part that is this session's own, and the part that others can share.
+    #[must_use]
+    pub fn split(self) -> (Login, Settings) {
+        let login = Login {
+            user: self.user,
+            device: self.device,
+            token: self.token,
+        };
+        let settings = Settings {
+            client: self.client,
+            receive_max: self.receive_max,
+            heartbeat_s: self.heartbeat_s,
+            outbox_max: self.outbox_max,
+            auto_ack: self.auto_ack,
+            keep_token: self.keep_token,
+            dedupe_max: self.dedupe_max,
+        };
+        (login, settings)
+    }
+}
+
 /// Without the token: it must not reach a log.
-impl std::fmt::Debug for SessionConfig {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+impl fmt::Debug for Login {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Login")
+            .field("user", &self.user)
+            .field("device", &self.device)
+            .finish_non_exhaustive()
+    }
+}
+
+/// Without the token: it must not reach a log.
+impl fmt::Debug for SessionConfig {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("SessionConfig")
             .field("user", &self.user)
             .field("device", &self.device)

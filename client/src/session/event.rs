@@ -107,7 +107,9 @@ pub enum Event<'a> {
     Closed {
         code: CloseCode,
         by_peer: bool,
-        /// `None`: do not reconnect.
+        /// `None`: do not reconnect. A driver need not wait so long when it knows that only the
+        /// network of this device has changed: the wait is there to spread those who lost their
+        /// connections together.
         reconnect_after_ms: Option<u32>,
         /// For people, written by the server: neither parsed nor trusted.
         detail: &'a str,

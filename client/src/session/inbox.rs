@@ -5,10 +5,12 @@
 //! - The cursor never passes an entry that the owner has not stored.
 //! - An id is remembered as known only when its message is stored: what was shown but not stored
 //!   is shown again after a reconnect.
+//! - Without entries in line and remembered ids there is no backlog: an idle session has a few
+//!   numbers here.
 
 use super::event::ProtocolFault;
 use portico_wire::ids::{DeviceId, MsgId, Seq, UserId};
-use std::collections::VecDeque;
+use std::{collections::VecDeque, num::NonZeroU64};
 
 /// An acknowledgement goes out at the latest after so many stored entries, or this long after the
 /// first of them.
@@ -40,41 +42,49 @@ pub(crate) enum Arrival {
     Known,
 }
 
+/// The owner's bounds, from its settings.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Bounds {
+    /// Entries without acknowledgement.
+    pub(crate) receive_max: u32,
+    /// Ids that are remembered.
+    pub(crate) dedupe_max: usize,
+}
+
 #[derive(Debug)]
 pub(crate) struct Inbox {
     cursor: Seq,
     /// The cursor that the server knows.
     told: Seq,
-    /// Up to where the device has everything that the server ever made, once the entries in
-    /// `waiting` below it are stored.
+    /// Up to where the device has everything that the server ever made, once the entries in line
+    /// below it are stored.
     synced: Seq,
     /// The last sequence of this connection.
     last: Seq,
-    ack_at_us: Option<u64>,
+    ack_at_us: Option<NonZeroU64>,
+    backlog: Option<Box<Backlog>>,
+    stored_since_ack: u32,
+}
+
+#[derive(Debug, Default)]
+struct Backlog {
     waiting: VecDeque<Waiting>,
     recent: VecDeque<Key>,
-    stored_since_ack: u32,
-    receive_max: u32,
-    dedupe_max: u32,
 }
 
 impl Inbox {
-    pub(crate) fn new(cursor: Seq, recent: Vec<Key>, receive_max: u32, dedupe_max: usize) -> Self {
-        let dedupe_max = u32::try_from(dedupe_max).unwrap_or(u32::MAX);
+    pub(crate) fn new(cursor: Seq, recent: Vec<Key>, bounds: Bounds) -> Self {
         let mut inbox = Self {
             cursor,
             told: cursor,
             synced: Seq(0),
             last: Seq(0),
             ack_at_us: None,
-            waiting: VecDeque::new(),
-            recent: VecDeque::new(),
+            backlog: None,
             stored_since_ack: 0,
-            receive_max,
-            dedupe_max,
         };
         for key in recent {
-            inbox.remember(key);
+            inbox.remember(bounds, key);
         }
         inbox
     }
@@ -83,21 +93,21 @@ impl Inbox {
         self.cursor
     }
 
-    pub(crate) const fn receive_max(&self) -> u32 {
-        self.receive_max
-    }
-
     pub(crate) fn recent(&self) -> impl Iterator<Item = Key> + '_ {
-        self.recent.iter().copied()
+        let recent = self.backlog.as_ref().map(|backlog| &backlog.recent);
+        recent.into_iter().flatten().copied()
     }
 
-    pub(crate) const fn ack_at_us(&self) -> Option<u64> {
-        self.ack_at_us
+    pub(crate) fn ack_at_us(&self) -> Option<u64> {
+        self.ack_at_us.map(NonZeroU64::get)
     }
 
     /// HELLO carries the cursor: the server sends everything after it again.
     pub(crate) fn connected(&mut self) {
-        self.waiting = VecDeque::new();
+        if let Some(backlog) = &mut self.backlog {
+            backlog.waiting = VecDeque::new();
+        }
+        self.shrink();
         self.last = Seq(0);
         self.synced = Seq(0);
         self.told = self.cursor;
@@ -107,22 +117,28 @@ impl Inbox {
 
     /// Judges a sequenced entry. The caller then lets the owner see it, and hands it to
     /// [`Self::put`].
-    pub(crate) fn arrive(&mut self, seq: Seq, key: Option<Key>) -> Result<Arrival, ProtocolFault> {
+    pub(crate) fn arrive(
+        &mut self,
+        bounds: Bounds,
+        seq: Seq,
+        key: Option<Key>,
+    ) -> Result<Arrival, ProtocolFault> {
         if seq.0 >= SEQ_END {
             return Err(ProtocolFault::Sequence);
         }
         if seq <= self.last {
             return Err(ProtocolFault::Disorder);
         }
-        if self.waiting.len() >= self.receive_max as usize {
+        let backlog = self.backlog.as_deref();
+        let waiting = backlog.map_or(0, |backlog| backlog.waiting.len());
+        if waiting >= bounds.receive_max as usize {
             return Err(ProtocolFault::Window);
         }
         self.last = seq;
         let known = seq <= self.cursor
-            || key.is_some_and(|key| {
-                self.recent.iter().rev().any(|known| *known == key)
-                    || self.waiting.iter().any(|entry| entry.key == Some(key))
-            });
+            || key
+                .zip(backlog)
+                .is_some_and(|(key, backlog)| backlog.knows(key));
         Ok(if known {
             Arrival::Known
         } else {
@@ -131,15 +147,23 @@ impl Inbox {
     }
 
     /// Puts an entry in line. With `stored` it needs nothing more from the owner.
-    pub(crate) fn put(&mut self, now_us: u64, seq: Seq, key: Option<Key>, stored: bool) {
-        if stored && self.waiting.is_empty() {
+    pub(crate) fn put(
+        &mut self,
+        bounds: Bounds,
+        now_us: u64,
+        seq: Seq,
+        key: Option<Key>,
+        stored: bool,
+    ) {
+        if stored && self.first_in_line().is_none() {
             if let Some(key) = key {
-                self.remember(key);
+                self.remember(bounds, key);
             }
             self.advance(now_us, seq);
         } else {
             let key = if stored { None } else { key };
-            self.waiting.push_back(Waiting { seq, key });
+            let backlog = self.backlog.get_or_insert_default();
+            backlog.waiting.push_back(Waiting { seq, key });
         }
     }
 
@@ -155,26 +179,26 @@ impl Inbox {
     }
 
     /// The owner has stored everything up to `up_to`; what was never shown is not passed.
-    pub(crate) fn store(&mut self, now_us: u64, up_to: Seq) {
-        while let Some(entry) = self.waiting.front().copied() {
+    pub(crate) fn store(&mut self, bounds: Bounds, now_us: u64, up_to: Seq) {
+        while let Some(entry) = self.first_in_line() {
             match entry.key {
                 Some(_) if entry.seq > up_to => break,
-                Some(key) => self.remember(key),
+                Some(key) => self.remember(bounds, key),
                 None => {}
             }
-            self.waiting.pop_front();
+            if let Some(backlog) = &mut self.backlog {
+                backlog.waiting.pop_front();
+            }
             self.advance(now_us, entry.seq);
         }
-        if self.waiting.is_empty() {
-            self.waiting = VecDeque::new();
-        }
+        self.shrink();
         self.pass_synced(now_us);
     }
 
     /// The acknowledgement to send, if it is time for one.
-    pub(crate) fn take_ack(&mut self, now_us: u64) -> Option<Seq> {
-        let frames_max = ACK_FRAMES_MAX.min(self.receive_max / 2).max(1);
-        let due = self.ack_at_us.is_some_and(|at_us| at_us <= now_us);
+    pub(crate) fn take_ack(&mut self, bounds: Bounds, now_us: u64) -> Option<Seq> {
+        let frames_max = ACK_FRAMES_MAX.min(bounds.receive_max / 2).max(1);
+        let due = self.ack_at_us().is_some_and(|at_us| at_us <= now_us);
         if self.cursor <= self.told || !(due || self.stored_since_ack >= frames_max) {
             return None;
         }
@@ -187,10 +211,14 @@ impl Inbox {
     }
 
     fn pass_synced(&mut self, now_us: u64) {
-        let first = self.waiting.front();
+        let first = self.first_in_line();
         if first.is_none_or(|first| first.seq > self.synced) {
             self.advance(now_us, self.synced);
         }
+    }
+
+    fn first_in_line(&self) -> Option<Waiting> {
+        self.backlog.as_ref()?.waiting.front().copied()
     }
 
     fn told(&mut self) -> Seq {
@@ -204,18 +232,39 @@ impl Inbox {
         if seq > self.cursor {
             self.cursor = seq;
             self.stored_since_ack = self.stored_since_ack.saturating_add(1);
-            self.ack_at_us
-                .get_or_insert(now_us.saturating_add(ACK_DELAY_US));
+            let at_us = NonZeroU64::new(now_us.saturating_add(ACK_DELAY_US));
+            self.ack_at_us = self.ack_at_us.or(at_us);
         }
     }
 
-    fn remember(&mut self, key: Key) {
-        if self.dedupe_max == 0 {
+    fn remember(&mut self, bounds: Bounds, key: Key) {
+        if bounds.dedupe_max == 0 {
             return;
         }
-        while self.recent.len() >= self.dedupe_max as usize {
-            self.recent.pop_front();
+        let recent = &mut self.backlog.get_or_insert_default().recent;
+        while recent.len() >= bounds.dedupe_max {
+            recent.pop_front();
         }
-        self.recent.push_back(key);
+        recent.push_back(key);
+    }
+
+    /// Gives memory back that nothing is in.
+    fn shrink(&mut self) {
+        let Some(backlog) = &mut self.backlog else {
+            return;
+        };
+        if backlog.waiting.is_empty() {
+            backlog.waiting = VecDeque::new();
+            if backlog.recent.is_empty() {
+                self.backlog = None;
+            }
+        }
+    }
+}
+
+impl Backlog {
+    fn knows(&self, key: Key) -> bool {
+        self.recent.iter().rev().any(|known| *known == key)
+            || self.waiting.iter().any(|entry| entry.key == Some(key))
     }
 }

@@ -1,7 +1,7 @@
 //! What each operation from the server does to a session.
 
 use super::{
-    Alarm, Ending, Session,
+    Alarm, Ending, ResumeToken, Session, bounds,
     config::Now,
     event::{Event, Phase, ProtocolFault},
     inbox::{Arrival, Key},
@@ -14,6 +14,8 @@ use portico_wire::{
     limits::{FRAME_BYTES_BEFORE_WELCOME_MAX, RECEIVE_MAX_CEILING, RESUME_TOKEN_BYTES_MAX},
     message::{Close, Drain, Envelope, ErrorReply, Welcome},
 };
+
+use std::num::NonZeroU64;
 
 /// The longest time a draining server can make its clients wait before they move.
 const DRAIN_MAX_MS: u32 = 600_000;
@@ -54,6 +56,7 @@ impl Session {
             }
             Some(Op::Pong) => {
                 let pong = self.requests.pong(corr);
+                self.spread_ms = frame.aux();
                 return pong.map_err(|_| ProtocolFault::Reply(frame.op()));
             }
             Some(Op::Error) => self.on_error(now, frame, on_event),
@@ -71,8 +74,9 @@ impl Session {
             // What this version has no use for still moves the cursor, if it is in the inbox.
             _ => {
                 if let Some(route) = frame.route().filter(|route| route.seq.0 != 0) {
-                    self.inbox.arrive(route.seq, None)?;
-                    self.inbox.put(now.mono_us, route.seq, None, true);
+                    let bounds = bounds(&self.settings);
+                    self.inbox.arrive(bounds, route.seq, None)?;
+                    self.inbox.put(bounds, now.mono_us, route.seq, None, true);
                 }
             }
         }
@@ -89,12 +93,11 @@ impl Session {
             return Err(ProtocolFault::SecondWelcome);
         }
         let welcome = Welcome::decode(frame.body()).map_err(ProtocolFault::Welcome)?;
-        let config = &self.cold.config;
         if welcome.version != VERSION {
             return Err(ProtocolFault::Version);
         }
-        let any_device = config.device == DeviceId(0);
-        if welcome.user != config.user || !(any_device || welcome.device == config.device) {
+        let any_device = self.device == DeviceId(0);
+        if welcome.user != self.user || !(any_device || welcome.device == self.device) {
             return Err(ProtocolFault::Identity);
         }
         self.phase = Phase::Replaying;
@@ -103,7 +106,7 @@ impl Session {
             frame_bytes_max: welcome.max_frame.max(FRAME_BYTES_BEFORE_WELCOME_MAX as u32),
         };
         self.set_server_clock(now, welcome.server_us);
-        self.ping_interval_s = ping_interval_s(self.cold.config.heartbeat_s, &welcome);
+        self.ping_interval_s = ping_interval_s(self.settings.heartbeat_s, &welcome);
         // The first PING must come within what the server assumes until then. Drawing it spreads
         // the heartbeats of clients that connected together.
         let first_s = self.ping_interval_s.min(welcome.heartbeat_s.max(1));
@@ -111,8 +114,12 @@ impl Session {
         let first_us = first_us / 2 + self.random.below(first_us / 2);
         self.set_alarm(Alarm::Ping, now.mono_us.saturating_add(first_us));
         if welcome.resume_token.len() <= RESUME_TOKEN_BYTES_MAX {
-            self.cold.resume_token = welcome.resume_token.to_vec();
+            self.resume_token = ResumeToken(welcome.resume_token.into());
         }
+        if !self.settings.keep_token {
+            self.set_token("");
+        }
+        self.spread_ms = welcome.reconnect_spread_ms;
         on_event(Event::Welcome {
             resumed: welcome.resumed,
             head: welcome.head_seq,
@@ -143,7 +150,8 @@ impl Session {
             user: route.user,
             device: route.dev,
         };
-        let (key, stored) = match self.inbox.arrive(route.seq, Some(key))? {
+        let bounds = bounds(&self.settings);
+        let (key, stored) = match self.inbox.arrive(bounds, route.seq, Some(key))? {
             Arrival::Known => {
                 on_event(Event::Duplicate {
                     seq: route.seq,
@@ -154,10 +162,10 @@ impl Session {
             }
             Arrival::Fresh => {
                 let shown = show(&route, frame, ephemeral, on_event);
-                (Some(key), !shown || self.cold.config.auto_ack)
+                (Some(key), !shown || self.settings.auto_ack)
             }
         };
-        self.inbox.put(now.mono_us, route.seq, key, stored);
+        self.inbox.put(bounds, now.mono_us, route.seq, key, stored);
         Ok(())
     }
 
@@ -175,7 +183,7 @@ impl Session {
         }
         let peer = UserId(route.conv);
         let (up_to, at_s) = (route.conv_seq, frame.aux());
-        if route.user != self.cold.config.user {
+        if route.user != self.user {
             on_event(Event::Receipt {
                 peer,
                 read,
@@ -214,7 +222,7 @@ impl Session {
         let up_to = Seq(header.seq);
         self.inbox.synced(now.mono_us, up_to)?;
         self.phase = Phase::Live;
-        self.live_since_us.get_or_insert(now.mono_us);
+        self.live_since_us = self.live_since_us.or(NonZeroU64::new(now.mono_us.max(1)));
         on_event(Event::Synced {
             up_to,
             replayed: header.arg,
@@ -223,6 +231,7 @@ impl Session {
     }
 
     fn on_drain(&mut self, frame: Frame<'_>, on_event: &mut dyn FnMut(Event<'_>)) {
+        self.draining = true;
         // A DRAIN that cannot be read says nothing about when; the CLOSE will.
         let Ok(drain) = Drain::decode(frame.body()) else {
             return;
@@ -252,13 +261,13 @@ impl Session {
 
     const fn set_server_clock(&mut self, now: Now, server_us: u64) {
         if server_us != 0 && server_us < SERVER_US_END {
-            self.server_offset_us = Some(server_us.wrapping_sub(now.mono_us));
+            self.server_offset_us = NonZeroU64::new(server_us.wrapping_sub(now.mono_us));
         }
     }
 
     fn note_endpoint(&mut self, endpoint: &str) {
         if !endpoint.is_empty() && endpoint.len() <= ENDPOINT_BYTES_MAX {
-            self.cold.endpoint = Some(endpoint.to_owned());
+            self.rare.get_or_insert_default().endpoint = Some(endpoint.to_owned());
         }
     }
 }

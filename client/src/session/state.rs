@@ -17,6 +17,7 @@ use portico_wire::{
     ids::{ConvSeq, DeviceId, MsgId, Seq, UserId},
     limits::{ENVELOPE_BYTES_MAX, RESUME_TOKEN_BYTES_MAX},
 };
+use std::fmt;
 
 const MAGIC: &[u8; 4] = b"PTCS";
 const VERSION: u8 = 1;
@@ -28,7 +29,7 @@ const FNV_PRIME: u64 = 0x0000_0100_0000_01b3;
 ///
 /// Hand it to [`crate::Session::new`]; messages in it are sent again with RETRY. Save it after
 /// storing what events brought, before acknowledging: then nothing is lost, and little repeated.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Default, PartialEq, Eq)]
 pub struct SessionState {
     /// Everything up to here is stored; 0 = take the server's word.
     pub cursor: Seq,
@@ -36,6 +37,18 @@ pub struct SessionState {
     pub(crate) outbox: Vec<Message>,
     pub(crate) recent: Vec<Key>,
     pub(crate) reads: Vec<(UserId, ConvSeq)>,
+}
+
+/// Without the resume token, which is as secret as an access token, and without the messages.
+impl fmt::Debug for SessionState {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("SessionState")
+            .field("cursor", &self.cursor)
+            .field("outbox", &self.outbox.len())
+            .field("recent", &self.recent.len())
+            .field("reads", &self.reads.len())
+            .finish_non_exhaustive()
+    }
 }
 
 /// Why bytes are not a state.

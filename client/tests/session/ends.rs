@@ -97,6 +97,16 @@ fn a_driver_that_does_not_read_goes_on_pinging_and_blames_nobody() {
 }
 
 #[test]
+fn a_short_interval_is_shortened_by_little() {
+    let change = |config: &mut SessionConfig| config.heartbeat_s = 8;
+    let mut story = Story::with(change, SessionState::default(), 1);
+    story.connect();
+    story.welcome(|welcome| welcome.heartbeat_min_s = 1);
+    let (from_us, to_us) = story.session.next_timeout_window().unwrap();
+    assert_eq!(to_us - from_us, SECOND_US / 2);
+}
+
+#[test]
 fn a_hostile_heartbeat_range_does_no_harm() {
     for (min_s, max_s, proposed_s) in [(0, 0, 0), (300, 30, 60), (u16::MAX, u16::MAX, 0)] {
         let mut story = Story::new();
@@ -184,11 +194,133 @@ fn reconnects_back_off_and_a_quiet_half_minute_forgives() {
     story.pass(30 * SECOND_US);
     story.disconnect();
     assert!(story.closed().2.unwrap() <= 500);
-    // A wish of the server is a floor.
-    story.log_in();
-    story.server.close(CloseCode::OVERLOADED, 90_000);
+}
+
+#[test]
+fn a_wish_of_the_server_is_kept_and_spread() {
+    let waits: Vec<u32> = (0..200)
+        .map(|seed| {
+            let mut story = Story::with(|_| {}, SessionState::default(), seed);
+            story.log_in();
+            story.server.close(CloseCode::OVERLOADED, 90_000);
+            story.receive();
+            story.closed().2.unwrap()
+        })
+        .collect();
+    assert!(waits.iter().all(|ms| (90_000..=112_500).contains(ms)));
+    assert!(waits.iter().any(|ms| *ms < 93_000) && waits.iter().any(|ms| *ms > 109_000));
+}
+
+/// The wait after an end that `end` makes, for many seeds, with a spread of 40 s from WELCOME.
+fn waits_after(end: impl Fn(&mut Story)) -> Vec<u32> {
+    let wait = |seed| {
+        let mut story = Story::with(|_| {}, SessionState::default(), seed);
+        story.connect();
+        story.welcome(|welcome| welcome.reconnect_spread_ms = 40_000);
+        story.server.synced(0, 0);
+        story.receive();
+        story.events.clear();
+        end(&mut story);
+        story.closed().2.unwrap()
+    };
+    (0..400).map(wait).collect()
+}
+
+fn is_spread(waits: &[u32], end_ms: u32) -> bool {
+    let tenth = end_ms / 10;
+    waits.iter().all(|ms| *ms < end_ms)
+        && waits.iter().any(|ms| *ms < tenth)
+        && waits.iter().any(|ms| *ms > end_ms - tenth)
+}
+
+#[test]
+fn an_end_without_a_word_is_spread_as_the_server_said() {
+    assert!(is_spread(&waits_after(Story::disconnect), 40_000));
+    // Silence is no word either.
+    let silent = |story: &mut Story| story.pass(100 * SECOND_US);
+    assert!(is_spread(&waits_after(silent), 40_000));
+    // PONG has newer news, of both kinds.
+    for (spread_ms, end_ms) in [(10_000, 10_000), (0, 501)] {
+        let pong = |story: &mut Story| {
+            let at_us = story.session.next_timeout().unwrap();
+            story.pass(at_us - story.now.mono_us);
+            let ping = story.written().remove(0);
+            story.server.pong_spread(ping.corr, spread_ms);
+            story.receive();
+            story.disconnect();
+        };
+        assert!(is_spread(&waits_after(pong), end_ms), "{spread_ms}");
+    }
+}
+
+#[test]
+fn an_end_that_was_announced_is_not_spread() {
+    let close = |story: &mut Story| {
+        story.server.close(CloseCode::SERVER_ERROR, 0);
+        story.receive();
+    };
+    let drain = |story: &mut Story| {
+        story.server.drain(1_000, 1_000, &[]);
+        story.receive();
+        story.disconnect();
+    };
+    let before_welcome = |story: &mut Story| {
+        story.connect();
+        story.disconnect();
+    };
+    assert!(waits_after(close).iter().all(|ms| *ms <= 500));
+    assert!(waits_after(drain).iter().all(|ms| *ms <= 500));
+    assert!(waits_after(before_welcome).iter().all(|ms| *ms <= 500));
+}
+
+#[test]
+fn only_the_first_wait_is_spread() {
+    let mut again = Vec::new();
+    for seed in 0..200 {
+        let mut story = Story::with(|_| {}, SessionState::default(), seed);
+        story.connect();
+        story.welcome(|welcome| welcome.reconnect_spread_ms = 40_000);
+        story.disconnect();
+        story.closed();
+        let events = &mut story.events;
+        let mut on_event = |event: Event<'_>| events.push(event.into());
+        story.session.connect_failed(story.now, &mut on_event);
+        again.push(story.closed().2.unwrap());
+    }
+    assert!(again.iter().all(|ms| *ms <= 1_000), "{again:?}");
+}
+
+#[test]
+fn a_ping_may_be_sent_early_and_an_end_judged_late_by_a_second() {
+    let mut story = Story::live();
+    let (from_us, to_us) = story.session.next_timeout_window().unwrap();
+    assert_eq!(
+        (to_us - from_us, Some(to_us)),
+        (SECOND_US, story.session.next_timeout())
+    );
+    let on_time = |story: &mut Story, at_us| {
+        story.set_time(at_us);
+        let events = &mut story.events;
+        let mut on_event = |event: Event<'_>| events.push(event.into());
+        story.session.on_timeout(story.now, &mut on_event);
+        story.written()
+    };
+    assert_eq!(on_time(&mut story, from_us - 1), []);
+    let pings = on_time(&mut story, from_us);
+    assert_eq!((pings.len(), pings[0].op), (1, Op::Ping));
+    // The answer is waited for from when it was asked; giving up can wait a little longer.
+    let (give_up_us, to_us) = story.session.next_timeout_window().unwrap();
+    assert_eq!(give_up_us, from_us + 10 * SECOND_US);
+    assert_eq!(to_us, give_up_us + SECOND_US);
+    story.server.pong(pings[0].corr);
     story.receive();
-    assert_eq!(story.closed().2, Some(90_000));
+    // The promise runs from the PING that was sent.
+    assert_eq!(story.session.next_timeout(), Some(from_us + 60 * SECOND_US));
+    // What cannot wait has no window.
+    story.server.deliver(Delivery::new(30), "x");
+    story.receive();
+    let (from_us, to_us) = story.session.next_timeout_window().unwrap();
+    assert_eq!((from_us, to_us), (story.now.mono_us + 250_000, from_us));
 }
 
 #[test]

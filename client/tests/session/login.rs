@@ -2,14 +2,17 @@
 
 use crate::{
     story::{SECOND_US, Story},
-    support::Delivery,
+    support::{Delivery, Peer},
 };
-use portico_client::{OwnedEvent, Phase, ProtocolFault, SessionState};
+use portico_client::{
+    Login, Now, OwnedEvent, Phase, ProtocolFault, Session, SessionConfig, SessionState, Settings,
+};
 use portico_wire::{
     CloseCode, Op,
     ids::{DeviceId, Seq, UserId},
-    message::{Close, Welcome},
+    message::{Close, Hello, Welcome},
 };
+use std::sync::Arc;
 
 #[test]
 fn hello_carries_who_where_and_how_much() {
@@ -42,6 +45,58 @@ fn hello_carries_who_where_and_how_much() {
     assert_eq!((hello.token, hello.resume_token.is_some()), (None, true));
     story.session.set_token("fresh");
     assert_eq!(story.connect().token, Some("fresh"));
+}
+
+#[test]
+fn a_session_that_keeps_no_token_resumes_and_asks_when_that_is_refused() {
+    let drop_tokens = |config: &mut SessionConfig| config.keep_token = false;
+    let mut story = Story::with(drop_tokens, SessionState::default(), 1);
+    assert!(!story.session.needs_token());
+    assert_eq!(story.connect().token, Some("token"));
+    story.welcome(|_| {});
+    // The network goes; the resume token is enough.
+    story.disconnect();
+    assert!(!story.session.needs_token());
+    let hello = story.connect();
+    assert_eq!(hello.token, None);
+    assert_eq!(hello.resume_token, Some(&b"resume me"[..]));
+    story.events.clear();
+    // The server does not know it any more.
+    story.server.close(CloseCode::RESUME_REFUSED, 0);
+    story.receive();
+    let (code, by_peer, after_ms) = story.closed();
+    assert_eq!((code, by_peer), (CloseCode::RESUME_REFUSED, true));
+    assert!(after_ms.is_some() && story.session.needs_token());
+    story.session.set_token("another");
+    assert!(!story.session.needs_token());
+    let hello = story.connect();
+    assert_eq!((hello.token, hello.resume_token), (Some("another"), None));
+    // A server without resume tokens leaves a session that keeps none with nothing.
+    story.welcome(|welcome| welcome.resume_token = b"");
+    assert!(story.session.needs_token());
+}
+
+#[test]
+fn settings_are_shared_and_a_login_is_not() {
+    let settings = Arc::new(Settings {
+        client: "many/1".to_owned(),
+        receive_max: 70_000,
+        ..Settings::default()
+    });
+    for user in 1..=2 {
+        let login = Login::new(UserId(user), DeviceId(3), format!("token of {user}"));
+        assert!(!format!("{login:?}").contains("token of"));
+        let mut session = Session::sharing(&settings, login, SessionState::default(), user);
+        session.connected(Now::default());
+        let seen = Peer::default().read(session.output()).remove(0);
+        let hello = Hello::decode(&seen.body).unwrap();
+        assert_eq!(hello.token, Some(format!("token of {user}").as_str()));
+        assert_eq!((hello.client, hello.device), ("many/1", DeviceId(3)));
+        assert_eq!(hello.receive_max, 4_096);
+        assert_eq!(session.user(), UserId(user));
+        assert!(!format!("{session:?}").contains("token of"));
+    }
+    assert_eq!(Arc::strong_count(&settings), 1);
 }
 
 #[test]

@@ -11,7 +11,10 @@ pub mod server;
 
 use portico_wire::{
     CloseCode, ErrorCode, Flags, Op, RouteHeader, SeqHeader,
-    encode::{Encoder, put_done, put_plain, put_pong, put_routed, put_sent, put_seq, put_synced},
+    encode::{
+        Encoder, put_done, put_plain, put_pong, put_pong_spread, put_routed, put_sent, put_seq,
+        put_synced,
+    },
     frame::{ConvKind, next_frame},
     ids::{ConvSeq, DeviceId, MsgId, Seq, UserId},
     message::{Close, Drain, Envelope, ErrorReply, Welcome},
@@ -162,6 +165,11 @@ impl Peer {
 
     pub fn pong(&mut self, corr: u32) -> &mut Self {
         put_pong(&mut self.out, corr);
+        self
+    }
+
+    pub fn pong_spread(&mut self, corr: u32, spread_ms: u32) -> &mut Self {
+        put_pong_spread(&mut self.out, corr, spread_ms);
         self
     }
 

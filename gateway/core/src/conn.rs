@@ -1,6 +1,5 @@
-//! One connection: a slot in the shard's table.
+//! One connection: a slot in the shard's table, and what it borrows from the pool while it is busy.
 
-use crate::login::Session;
 use portico_wire::{
     ids::{ConvSeq, DeviceId, Seq, UserId},
     message::ClientState,
@@ -57,7 +56,29 @@ pub(crate) struct InFlight {
     pub(crate) receipt_to: Option<UserId>,
 }
 
-pub(crate) type Window = VecDeque<InFlight>;
+/// What a connection has only while something is on its way to it or not acknowledged. It comes from
+/// the pool, and goes back as soon as it is at rest.
+#[derive(Debug, Default)]
+pub(crate) struct Traffic {
+    /// Bytes for the next send.
+    pub(crate) out: Vec<u8>,
+    /// Sent and not acknowledged.
+    pub(crate) window: VecDeque<InFlight>,
+    /// Bytes the driver has taken and the kernel has not.
+    pub(crate) sending: u32,
+    /// Second in which the kernel last took bytes, or the queue stopped being empty.
+    pub(crate) progress_s: u32,
+}
+
+impl Traffic {
+    fn pending_bytes(&self) -> usize {
+        self.out.len() + self.sending as usize
+    }
+
+    pub(crate) fn is_at_rest(&self) -> bool {
+        self.pending_bytes() == 0 && self.window.is_empty()
+    }
+}
 
 /// Facts that do not exclude each other.
 #[derive(Clone, Copy, Debug, Default)]
@@ -72,26 +93,21 @@ pub(crate) struct Notes {
 
 #[derive(Debug)]
 pub(crate) struct Conn {
-    /// Bytes for the next send; no heap when empty.
-    pub(crate) out: Vec<u8>,
-    /// Sent and not acknowledged; no heap when empty.
-    pub(crate) window: Option<Box<Window>>,
-    /// From HELLO to SYNCED.
-    pub(crate) login: Option<Box<Session>>,
+    /// Absent while nothing goes on.
+    pub(crate) traffic: Option<Box<Traffic>>,
     pub(crate) user: UserId,
     /// Everything up to here went to the client or is nothing for it.
     pub(crate) sent: Seq,
-    /// The newest entry of the inbox that became visible while this connection was open.
+    /// The newest entry of the inbox that became visible, or may exist, since this connection opened.
     pub(crate) head: Seq,
+    /// The device has everything up to here, by its own word. (While its place is looked up: what it
+    /// claimed in HELLO.)
+    pub(crate) acked: Seq,
     pub(crate) generation: u32,
     /// Next connection of the same user.
     pub(crate) next_of_user: u32,
     /// Second of the last frame.
     pub(crate) active_s: u32,
-    /// Second in which the kernel last took bytes, or the queue stopped being empty.
-    pub(crate) progress_s: u32,
-    /// Bytes the driver has taken and the kernel has not.
-    pub(crate) sending: u32,
     /// Entries replayed before SYNCED.
     pub(crate) replayed: u32,
     pub(crate) device: DeviceId,
@@ -110,24 +126,21 @@ pub(crate) struct Conn {
 }
 
 const _: () = assert!(
-    size_of::<Conn>() <= 128,
+    size_of::<Conn>() <= 72,
     "the slot of an idle connection is part of the memory budget"
 );
 
 impl Conn {
     pub(crate) const fn free() -> Self {
         Self {
-            out: Vec::new(),
-            window: None,
-            login: None,
+            traffic: None,
             user: UserId(0),
             sent: Seq(0),
             head: Seq(0),
+            acked: Seq(0),
             generation: 0,
             next_of_user: NO_CONN,
             active_s: 0,
-            progress_s: 0,
-            sending: 0,
             replayed: 0,
             device: DeviceId(0),
             receive_max: 0,
@@ -148,16 +161,39 @@ impl Conn {
 
     /// Bytes on their way to the client.
     pub(crate) fn pending_bytes(&self) -> usize {
-        self.out.len() + self.sending as usize
+        self.traffic
+            .as_ref()
+            .map_or(0, |traffic| traffic.pending_bytes())
+    }
+
+    /// Second in which the kernel last took bytes, or the queue stopped being empty.
+    pub(crate) fn progress_s(&self) -> u32 {
+        self.traffic
+            .as_ref()
+            .map_or(self.active_s, |traffic| traffic.progress_s)
+    }
+
+    /// Sequenced frames that the client has not acknowledged.
+    pub(crate) fn unacknowledged(&self) -> usize {
+        self.traffic
+            .as_ref()
+            .map_or(0, |traffic| traffic.window.len())
     }
 
     /// Sequenced frames that may still be sent.
     pub(crate) fn credit(&self) -> usize {
-        let unacknowledged = self.window.as_ref().map_or(0, |window| window.len());
-        usize::from(self.receive_max).saturating_sub(unacknowledged)
+        usize::from(self.receive_max).saturating_sub(self.unacknowledged())
     }
 
     pub(crate) const fn is_logged_in(&self) -> bool {
         matches!(self.phase, Phase::Loading | Phase::Open)
+    }
+
+    /// The device has all that its inbox holds for it, as far as anybody knows.
+    pub(crate) fn has_everything(&self) -> bool {
+        self.phase == Phase::Open
+            && self.source == Source::Live
+            && self.head <= self.sent
+            && self.unacknowledged() == 0
     }
 }

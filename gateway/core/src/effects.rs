@@ -2,7 +2,7 @@
 
 use crate::{
     conn::ConnId, home::ShardId, input::Credentials, login::Session, mesh::ShardMessage,
-    store::StoreRequest,
+    pool::GiveBack, store::StoreRequest,
 };
 
 /// One request to the driver.
@@ -48,6 +48,13 @@ impl Effects {
         self.list.clear();
         self.store.clear();
         self.mesh.clear();
+    }
+
+    /// Gives back the memory that a burst left in the lists. For now and then.
+    pub fn trim(&mut self) {
+        self.list.give_back();
+        self.store.give_back();
+        self.mesh.give_back();
     }
 
     #[must_use]

@@ -24,8 +24,9 @@ pub fn conv_home(conv: ConvId, shards: u16) -> ShardId {
     }
 }
 
-/// Finalizer of SplitMix64: neighbouring ids land on different shards.
-const fn spread(id: u64) -> u64 {
+/// Finalizer of SplitMix64: neighbouring ids land on different shards, and on different places of a
+/// table.
+pub(crate) const fn spread(id: u64) -> u64 {
     let mut x = id.wrapping_add(0x9e37_79b9_7f4a_7c15);
     x = (x ^ (x >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
     x = (x ^ (x >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);

@@ -2,7 +2,7 @@
 //! not, acknowledged by one number.
 
 use crate::{
-    conn::{ConnId, InFlight, Phase, Source},
+    conn::{ConnId, InFlight, Phase, Source, Traffic},
     lane::Pending,
     metrics::Counter,
     shard::{Purpose, Shard, Turn},
@@ -21,12 +21,15 @@ const PAGE_RETRY_US: u64 = 500_000;
 impl Shard {
     /// Shows what has become visible to the connections of its users, in order.
     pub(crate) fn show_visible(&mut self, cx: &mut Turn<'_>) {
-        while let Some(pending) = self.lane.pop_visible() {
-            if !self.users.contains_key(&pending.user) {
-                continue;
-            }
+        while let Some(pending) = self.lane.pop_settled() {
+            self.absent.forget(pending.user);
             for index in self.chain_list(pending.user).iter() {
-                self.show(index, &pending, cx);
+                if pending.is_durable() {
+                    self.show(index, &pending, cx);
+                } else {
+                    // It may be in the store all the same.
+                    self.conns[index as usize].head = pending.seq;
+                }
             }
         }
     }
@@ -84,16 +87,12 @@ impl Shard {
         conn.sent = seq;
         let own = entry.sender == reader;
         let receipt_to = entry.conv.peer_of(reader).filter(|_| !own);
-        if conn.window.is_none() {
-            conn.window = Some(self.pool.take_window());
-        }
-        if let Some(window) = &mut conn.window {
-            window.push_back(InFlight {
-                seq,
-                conv_seq: entry.conv_seq,
-                receipt_to,
-            });
-        }
+        let traffic = conn.traffic.get_or_insert_with(|| self.pool.take_traffic());
+        traffic.window.push_back(InFlight {
+            seq,
+            conv_seq: entry.conv_seq,
+            receipt_to,
+        });
     }
 
     /// Asks the store for the next page, if the client has room for it.
@@ -156,11 +155,10 @@ impl Shard {
                 complete = true;
                 break;
             }
-            let claimed = conn.login.as_ref().map_or(Seq(0), |login| login.last_seq);
             let (user, device) = (conn.user, conn.device);
             if is_own(entry, user, device) {
                 conn.sent = *seq;
-            } else if *seq <= claimed {
+            } else if *seq <= conn.acked {
                 conn.sent = *seq;
                 self.note_delivered(user, entry, cx);
             } else if is_over(entry, cx.now.wall_us) {
@@ -181,10 +179,14 @@ impl Shard {
     }
 
     /// A page ended at the end of the inbox as it stood at `visible`.
-    fn catch_up(&mut self, id: ConnId, visible: Seq, cx: &mut Turn<'_>) {
+    pub(crate) fn catch_up(&mut self, id: ConnId, visible: Seq, cx: &mut Turn<'_>) {
+        let renewal = self.renewal_seq(cx);
         let Some(conn) = self.conn_mut(id) else {
             return;
         };
+        // What the client knows of, or what was passed over on its behalf: where nothing was, SYNCED
+        // tells it the position it has, and there is nothing to acknowledge.
+        let mut up_to = conn.sent.max(conn.acked);
         conn.sent = conn.sent.max(visible);
         if conn.head > conn.sent {
             // Something came while the page was read.
@@ -193,8 +195,10 @@ impl Shard {
         conn.source = Source::Live;
         if !conn.notes.synced {
             conn.notes.synced = true;
-            conn.login = None;
-            let (up_to, replayed) = (conn.sent, conn.replayed);
+            if up_to != Seq(0) && up_to < renewal {
+                up_to = conn.sent;
+            }
+            let replayed = conn.replayed;
             self.write(id, cx, |out, _| put_synced(out, up_to, replayed));
         }
     }
@@ -233,28 +237,27 @@ impl Shard {
         conn.receive_max = u16::try_from(receive_max).unwrap_or(u16::MAX);
         let beyond = Seq(ack.seq) > conn.sent;
         let up_to = Seq(ack.seq).min(conn.sent);
+        conn.acked = conn.acked.max(up_to);
         let (user, device) = (conn.user, conn.device);
-        let mut window = conn.window.take();
+        let mut traffic = conn.traffic.take();
         if beyond {
             self.counters.bump(Counter::AckBeyondSent);
         }
-        if let Some(open) = &mut window {
-            while let Some(front) = open.front().filter(|front| front.seq <= up_to) {
+        if let Some(Traffic { window, .. }) = traffic.as_deref_mut() {
+            while let Some(front) = window.front().filter(|front| front.seq <= up_to) {
                 self.counters.bump(Counter::Acknowledged);
                 if let Some(sender) = front.receipt_to {
                     let conv = ConvId::direct(user, sender);
                     self.mark_delivered(conv, user, front.conv_seq, cx);
                 }
-                open.pop_front();
+                window.pop_front();
             }
         }
-        match window {
-            Some(open) if !open.is_empty() => self.conns[id.index as usize].window = Some(open),
-            empty => self.pool.put_window(empty),
-        }
+        self.conns[id.index as usize].traffic = traffic;
         if up_to > Seq(0) {
             self.save_cursor(user, device, up_to, cx);
         }
+        self.rest(id);
         self.pull(id, cx);
     }
 
@@ -263,11 +266,6 @@ impl Shard {
         if entry.sender != user && entry.conv.peer_of(user).is_some() {
             self.mark_delivered(entry.conv, user, entry.conv_seq, cx);
         }
-    }
-
-    /// Has the user a session now?
-    pub(crate) fn is_here(&self, user: UserId) -> bool {
-        self.users.contains_key(&user)
     }
 }
 

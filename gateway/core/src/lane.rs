@@ -4,7 +4,7 @@
 //! queue. It is shown only when it has reached the front, that is when every smaller number is
 //! durable or will never be (rule O1). So a cursor can never pass an entry that appears later.
 
-use crate::store::Entry;
+use crate::{pool::GiveBack, store::Entry};
 use portico_wire::ids::{Seq, UserId};
 use std::collections::VecDeque;
 
@@ -17,6 +17,13 @@ pub(crate) struct Pending {
     /// connections read it from there.
     pub(crate) entry: Option<Entry>,
     state: State,
+}
+
+impl Pending {
+    /// It is in the store and may be shown. Otherwise it failed, or its fate is not known.
+    pub(crate) fn is_durable(&self) -> bool {
+        self.state == State::Durable
+    }
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -34,6 +41,12 @@ pub(crate) struct Lane {
     /// Place of the front.
     first: u64,
     visible: Seq,
+}
+
+impl GiveBack for Lane {
+    fn give_back(&mut self) {
+        self.queue.give_back();
+    }
 }
 
 impl Lane {
@@ -81,21 +94,16 @@ impl Lane {
         }
     }
 
-    /// The next entry that may be shown now. Call until there is none.
-    pub(crate) fn pop_visible(&mut self) -> Option<Pending> {
-        loop {
-            match self.queue.front()?.state {
-                State::Waiting => return None,
-                State::Durable | State::Gone => {
-                    let pending = self.queue.pop_front()?;
-                    self.first += 1;
-                    self.visible = pending.seq;
-                    if pending.state == State::Durable {
-                        return Some(pending);
-                    }
-                }
-            }
+    /// The next reference whose fate is known, and that of all before it. Call until there is none.
+    pub(crate) fn pop_settled(&mut self) -> Option<Pending> {
+        let front = self.queue.front()?;
+        if front.state == State::Waiting {
+            return None;
         }
+        let pending = self.queue.pop_front()?;
+        self.first += 1;
+        self.visible = pending.seq;
+        Some(pending)
     }
 }
 
@@ -104,7 +112,8 @@ mod tests {
     use super::*;
 
     fn drain(lane: &mut Lane) -> Vec<u64> {
-        std::iter::from_fn(|| lane.pop_visible())
+        std::iter::from_fn(|| lane.pop_settled())
+            .filter(Pending::is_durable)
             .map(|pending| pending.seq.0)
             .collect()
     }

@@ -18,17 +18,23 @@
 //!   smaller number is durable or will never exist (`lane`).
 //! - A connection's queue is bounded. Past the bound the shard stops pushing, the messages wait in
 //!   the store and are pulled from there as the client drains (`inbox`).
-//! - An idle connection is a slot in a table: no heap object, no timer object, no buffer.
+//! - An idle connection is a slot in a table: no heap object, no timer object, no buffer. What it
+//!   borrows while it is busy comes from a pool that is trimmed (`pool`).
+//! - Logins come at a bounded rate; who is refused knows when to come back (`admission`). A device
+//!   that is known to have everything costs no read; what is known is true or forgotten (`absent`).
 //!
 //! # Does not
 //! Touch sockets, files, threads or clocks; see flatbuffers accessors; know the storage adapter.
 
+mod absent;
+mod admission;
 mod conn;
 mod direct;
 mod drain;
 mod effects;
 mod error;
 mod feed;
+pub mod footprint;
 mod home;
 mod inbox;
 mod input;
@@ -39,11 +45,13 @@ mod mesh;
 mod metrics;
 mod ops;
 mod outbox;
+mod pool;
 mod receipt;
 mod seq;
 mod shard;
 pub mod store;
 mod timer;
+mod users;
 mod watermark;
 
 #[cfg(feature = "testing")]

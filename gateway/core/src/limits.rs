@@ -32,6 +32,17 @@ pub struct Limits {
     pub store_timeout_ms: u32,
     /// From accept to WELCOME.
     pub handshake_ms: u32,
+    /// Logins per second that the whole gateway takes, an even part of it each shard; more are told
+    /// when to come back. 0: no bound.
+    pub logins_per_s: u32,
+    /// Logins that may wait for the authenticator; more are told when to come back.
+    pub sign_ins_max: usize,
+    /// Reads of inboxes that the gateway may have in flight, all shards together, before devices that
+    /// need one to log in are put off. What logins pile up at the store keeps everybody waiting.
+    pub login_reads_max: usize,
+    /// Devices without a session that are remembered as up to date, rounded up to a multiple of 8.
+    /// They come back without a read of the store.
+    pub absent_max: usize,
     /// Messages of one device and conversation that wait behind a search for a first attempt.
     pub gate_messages_max: usize,
     /// Cursors and watermarks are told and written together at this pace.
@@ -58,6 +69,10 @@ impl Default for Limits {
             store_bytes_max: 32 << 20,
             store_timeout_ms: 10_000,
             handshake_ms: 10_000,
+            logins_per_s: 20_000,
+            sign_ins_max: 4_096,
+            login_reads_max: 4_096,
+            absent_max: 65_536,
             gate_messages_max: limits::RECEIVE_MAX_DEFAULT as usize,
             flush_ms: 250,
             unsaved_max: 16_384,
@@ -82,6 +97,9 @@ impl Limits {
             store_bytes_max: 8 << 10,
             gate_messages_max: 4,
             unsaved_max: 8,
+            sign_ins_max: 4,
+            login_reads_max: 8,
+            absent_max: 8,
             ..Self::default()
         }
     }
@@ -99,6 +117,9 @@ pub struct ShardConfig {
     pub heartbeat_s: u16,
     pub heartbeat_min_s: u16,
     pub heartbeat_max_s: u16,
+    /// Connections to make room for at start, so that tables need not grow while they come. It is no
+    /// bound. Room that is not used is not resident.
+    pub connections_hint: usize,
     /// No sequence number at or below this one is ever issued: the store's ceiling at start.
     pub seq_floor: u64,
     pub limits: Limits,
@@ -116,6 +137,7 @@ impl ShardConfig {
             heartbeat_s: limits::HEARTBEAT_DEFAULT_S,
             heartbeat_min_s: limits::HEARTBEAT_MIN_S,
             heartbeat_max_s: limits::HEARTBEAT_MAX_S,
+            connections_hint: 0,
             seq_floor: 0,
             limits: Limits::default(),
         }

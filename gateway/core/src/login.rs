@@ -1,7 +1,9 @@
-//! From HELLO to an open session: sign-in, the move to the home shard, takeover, the cursor.
+//! From HELLO to an open session: admission, sign-in, the move to the home shard, takeover, the
+//! cursor.
 
 use crate::{
-    conn::{ConnId, Phase, Source},
+    absent::Known,
+    conn::{Conn, ConnId, Phase, Source},
     effects::Effect,
     error::AuthError,
     input::{Credentials, Grant},
@@ -17,7 +19,7 @@ use portico_wire::{
 };
 use std::{fmt, mem};
 
-/// A session between HELLO and SYNCED: one plain value that may cross shards.
+/// A session between HELLO and WELCOME: one plain value that may cross shards.
 #[derive(Clone, PartialEq, Eq)]
 pub struct Session {
     pub user: UserId,
@@ -52,11 +54,22 @@ impl fmt::Debug for Session {
 
 /// A client that was refused for our own trouble comes back after this.
 const RETRY_AFTER_MS: u32 = 1_000;
+/// How long a device of a quiet user may keep its position.
+const RENEW_AFTER_S: u64 = 30 * 86_400;
 
 impl Shard {
     pub(crate) fn on_hello(&mut self, id: ConnId, frame: Frame<'_>, cx: &mut Turn<'_>) {
         if self.drain.is_some() {
             return self.close(id, CloseCode::DRAINING, "the gateway is going away", cx);
+        }
+        // Before the body is looked at: above the rate a login costs a header and a CLOSE.
+        if let Err(retry_after_ms) = self.admit(cx) {
+            self.counters.bump(Counter::LoginsDeferred);
+            let close = Close {
+                retry_after_ms,
+                ..Close::new(CloseCode::OVERLOADED, "too many logins at once")
+            };
+            return self.close_with(id, &close, cx);
         }
         let hello = match Hello::decode(frame.body()) {
             Ok(hello) => hello,
@@ -69,11 +82,17 @@ impl Shard {
             let detail = "this gateway speaks version 1";
             return self.close(id, CloseCode::VERSION_UNSUPPORTED, detail, cx);
         }
+        // Who never was here needs the store. If it is a user of another shard, that one has about as
+        // much to read as this: users are spread evenly.
+        if hello.resume_token.is_none() && self.is_reading_enough() {
+            self.counters.bump(Counter::LoginsDeferred);
+            return self.put_off(id, "too many logins at once", cx);
+        }
         let Some(conn) = self.conn_mut(id) else {
             return;
         };
         conn.phase = Phase::Authenticating;
-        conn.login = Some(Box::new(Session {
+        let session = Session {
             user: UserId(0),
             device: hello.device,
             corr: frame.corr(),
@@ -84,7 +103,8 @@ impl Shard {
             resume_token: Vec::new(),
             resume_ttl_s: 0,
             unsent: Vec::new(),
-        }));
+        };
+        self.logins.insert(id.index, session);
         cx.fx.list.push(Effect::Authenticate {
             conn: id,
             credentials: Credentials {
@@ -95,19 +115,24 @@ impl Shard {
         });
     }
 
+    fn admit(&mut self, cx: &Turn<'_>) -> Result<(), u32> {
+        if self.logins.len() >= self.config.limits.sign_ins_max {
+            return Err(self.admission.defer(cx.now.mono_us));
+        }
+        self.admission.admit(cx.now.mono_us)
+    }
+
     pub(crate) fn on_authenticated(
         &mut self,
         id: ConnId,
         result: Result<Grant, AuthError>,
         cx: &mut Turn<'_>,
     ) {
-        let Some(conn) = self.conn_mut(id) else {
-            return;
-        };
-        if conn.phase != Phase::Authenticating {
+        let waits = |conn: &Conn| conn.phase == Phase::Authenticating;
+        if !self.conn(id).is_some_and(waits) {
             return;
         }
-        let Some(mut session) = conn.login.take() else {
+        let Some(mut session) = self.logins.remove(&id.index) else {
             return;
         };
         let grant = match result.and_then(|grant| agree(&session, grant)) {
@@ -134,12 +159,15 @@ impl Shard {
         }
         if let Some(conn) = self.conn_mut(id) {
             conn.phase = Phase::Moving;
-            session.unsent = mem::take(&mut conn.out);
+            if let Some(traffic) = &mut conn.traffic {
+                session.unsent = mem::take(&mut traffic.out);
+            }
         }
+        self.rest(id);
         cx.fx.list.push(Effect::Move {
             conn: id,
             to: home,
-            session: *session,
+            session,
         });
     }
 
@@ -150,17 +178,13 @@ impl Shard {
         {
             self.counters.bump(Counter::MovedOut);
             let out = self.vacate(id);
-            self.pool.put(out);
+            self.pool.put_buffer(out);
         }
     }
 
     pub(crate) fn on_move_failed(&mut self, id: ConnId, cx: &mut Turn<'_>) {
         self.counters.bump(Counter::MoveFailed);
-        let close = Close {
-            retry_after_ms: RETRY_AFTER_MS,
-            ..Close::new(CloseCode::OVERLOADED, "the user's shard has no room")
-        };
-        self.close_with(id, &close, cx);
+        self.put_off(id, "the user's shard has no room", cx);
     }
 
     pub(crate) fn on_adopted(&mut self, id: ConnId, session: Session, cx: &mut Turn<'_>) {
@@ -168,21 +192,20 @@ impl Shard {
         if self.drain.is_some() {
             return self.close(id, CloseCode::DRAINING, "the gateway is going away", cx);
         }
-        self.begin_session(id, Box::new(session), cx);
+        self.begin_session(id, session, cx);
     }
 
     /// On the home shard: an older connection of the device goes, WELCOME is said, and the store is
-    /// asked where the device stands. No frame is read until that is known.
-    fn begin_session(&mut self, id: ConnId, mut session: Box<Session>, cx: &mut Turn<'_>) {
-        if self.is_store_full() {
-            // Each login asks the store. An older connection of the device lives on.
-            let close = Close {
-                retry_after_ms: RETRY_AFTER_MS,
-                ..Close::new(CloseCode::OVERLOADED, "the gateway has too much in flight")
-            };
-            return self.close_with(id, &close, cx);
-        }
+    /// asked where the device stands, unless that is known. No frame is read before.
+    fn begin_session(&mut self, id: ConnId, session: Session, cx: &mut Turn<'_>) {
         let (user, device) = (session.user, session.device);
+        let known = self.absent.find(user, device);
+        let busy = self.is_store_full() || self.is_reading_enough();
+        if busy && !self.is_up_to_date(known, &session, cx) {
+            // An older connection of the device lives on.
+            self.counters.bump(Counter::LoginsDeferred);
+            return self.put_off(id, "the gateway has too much in flight", cx);
+        }
         for index in self.chain_list(user).iter() {
             if self.conns[index as usize].device == device {
                 let detail = "another connection of this device took over";
@@ -190,15 +213,15 @@ impl Shard {
                 self.close(old, CloseCode::SESSION_REPLACED, detail, cx);
             }
         }
-        self.link(user, id.index);
+        // Perhaps of the connection that just ended.
+        let known = self.absent.take(user, device);
         self.counters.bump(Counter::LoggedIn);
         if session.resumed {
             self.counters.bump(Counter::Resumed);
         }
         let heartbeat_s = self.config.heartbeat_s;
         let receive_max = session.receive_max.min(self.config.limits.receive_max);
-        let handshake_s = self.config.limits.handshake_ms.div_ceil(1_000);
-        let floor_seq = self.floor_seq(cx);
+        let visible = self.lane.visible();
         let conn = &mut self.conns[id.index as usize];
         conn.phase = Phase::Loading;
         conn.user = user;
@@ -206,37 +229,72 @@ impl Shard {
         conn.state = session.state;
         conn.heartbeat_s = heartbeat_s;
         conn.receive_max = u16::try_from(receive_max).unwrap_or(u16::MAX);
+        // A claim beyond everything that exists means no more than everything.
+        conn.acked = session.last_seq.min(visible);
+        self.link(id.index);
+        self.welcome(id, &session, cx);
+        if self.conn(id).is_none() {
+            return;
+        }
+        match known.filter(|known| self.is_up_to_date(Some(*known), &session, cx)) {
+            Some(known) => {
+                self.counters.bump(Counter::LoggedInKnown);
+                let Known {
+                    cursor, siblings, ..
+                } = known;
+                self.open_session(id, cursor, cursor, siblings, cx);
+                self.catch_up(id, visible, cx);
+            }
+            None => self.ask_cursors(id, cx),
+        }
+    }
+
+    fn welcome(&mut self, id: ConnId, session: &Session, cx: &mut Turn<'_>) {
         let node = self.config.node.clone();
         let welcome = Welcome {
             version: VERSION,
-            user,
-            device,
+            user: session.user,
+            device: session.device,
             resumed: session.resumed,
             resume_token: &session.resume_token,
             resume_ttl_s: session.resume_ttl_s,
-            floor_seq,
+            floor_seq: self.floor_seq(cx),
             receive_max: self.config.limits.requests_max,
             // Bounded by FRAME_BYTES_CEILING.
             max_frame: self.config.limits.frame_bytes_max as u32,
-            heartbeat_s,
+            heartbeat_s: self.config.heartbeat_s,
             heartbeat_min_s: self.config.heartbeat_min_s,
             heartbeat_max_s: self.config.heartbeat_max_s,
             server_us: cx.now.wall_us,
             node: &node,
+            reconnect_spread_ms: self.admission.spread_ms(self.sessions),
             ..Welcome::default()
         };
         let corr = session.corr;
-        let unsent = mem::take(&mut session.unsent);
-        if !unsent.is_empty() {
-            self.write(id, cx, |out, _| out.extend_from_slice(&unsent));
-        }
-        self.write(id, cx, |out, encoder| encoder.welcome(out, corr, &welcome));
-        if let Some(conn) = self.conn_mut(id) {
-            conn.login = Some(session);
-            self.wheel.set(id.index, cx.now.mono_s() + handshake_s);
-            let cmd = StoreCmd::Cursors { user };
-            self.submit(Purpose::Cursors { conn: id }, cmd, cx);
-        }
+        let unsent = &session.unsent;
+        self.write(id, cx, |out, encoder| {
+            out.extend_from_slice(unsent);
+            encoder.welcome(out, corr, &welcome);
+        });
+    }
+
+    fn ask_cursors(&mut self, id: ConnId, cx: &mut Turn<'_>) {
+        let handshake_s = self.config.limits.handshake_ms.div_ceil(1_000);
+        let user = self.conns[id.index as usize].user;
+        self.wheel.set(id.index, cx.now.mono_s() + handshake_s);
+        let cmd = StoreCmd::Cursors { user };
+        self.submit(Purpose::Cursors { conn: id }, cmd, cx);
+    }
+
+    /// Does what is known of the device, and its own word, answer all that the store would be asked?
+    /// Otherwise the store is: what lies between two different positions has to be looked at.
+    fn is_up_to_date(&self, known: Option<Known>, session: &Session, cx: &Turn<'_>) -> bool {
+        let claimed = session.last_seq.min(self.lane.visible());
+        known.is_some_and(|Known { cursor, .. }| {
+            let agreed = claimed == cursor || claimed == Seq(0);
+            let gap = cursor != Seq(0) && cursor < self.floor_seq(cx);
+            agreed && !gap && session.receive_max > 0
+        })
     }
 
     /// The store says where the user's devices stand: the replay begins.
@@ -247,11 +305,10 @@ impl Shard {
         cx: &mut Turn<'_>,
     ) {
         let floor = self.floor_seq(cx);
-        let visible = self.lane.visible();
         let Some(conn) = self.conn(id) else {
             return;
         };
-        let (user, device) = (conn.user, conn.device);
+        let (user, device, claimed) = (conn.user, conn.device, conn.acked);
         // What the device acknowledged a moment ago, on its last connection, may not be written yet.
         let unsaved = self.unsaved.cursor(user, device);
         let stored = cursors
@@ -259,15 +316,6 @@ impl Shard {
             .find(|(other, _)| *other == device)
             .map(|(_, seq)| *seq)
             .max(unsaved);
-        let Some(conn) = self.conn_mut(id) else {
-            return;
-        };
-        let Some(session) = conn.login.as_mut() else {
-            return;
-        };
-        // A claim beyond everything that exists means no more than everything.
-        session.last_seq = session.last_seq.min(visible);
-        let claimed = session.last_seq;
         let has = match stored {
             Some(stored) if claimed == Seq(0) => stored,
             _ => claimed,
@@ -276,12 +324,9 @@ impl Shard {
         // acknowledgement got lost; they are passed over, but their senders learn of it.
         let start = stored.map_or(has, |stored| stored.min(has));
         let gap = has != Seq(0) && has < floor;
-        conn.phase = Phase::Open;
-        conn.source = Source::Behind;
         // Without a gap the floor is left out of it: SYNCED would tell it to the client as a
         // position, and the same position would be below the floor at the next login.
-        conn.sent = if gap { floor } else { start };
-        conn.notes.siblings = cursors.iter().any(|(other, _)| *other != device);
+        let from = if gap { floor } else { start };
         if gap {
             self.write(id, cx, |out, _| put_sync_gap(out, floor));
         }
@@ -292,9 +337,22 @@ impl Shard {
             Some(stored) if claimed > stored => self.save_cursor(user, device, claimed, cx),
             Some(_) => {}
         }
-        if self.conn(id).is_none() {
+        let siblings = cursors.iter().any(|(other, _)| *other != device);
+        self.open_session(id, has, from, siblings, cx);
+        self.pull(id, cx);
+    }
+
+    /// The device has everything up to `has`; what comes after `from` is to be looked at.
+    fn open_session(&mut self, id: ConnId, has: Seq, from: Seq, siblings: bool, cx: &mut Turn<'_>) {
+        let Some(conn) = self.conn_mut(id) else {
             return;
-        }
+        };
+        conn.phase = Phase::Open;
+        conn.source = Source::Behind;
+        conn.sent = from;
+        conn.acked = has;
+        conn.notes.siblings = siblings;
+        let (user, device) = (conn.user, conn.device);
         for index in self.chain_list(user).iter() {
             let other = &mut self.conns[index as usize];
             if other.device != device {
@@ -304,7 +362,6 @@ impl Shard {
         }
         self.arm_idle(id.index);
         cx.fx.list.push(Effect::Resume(id));
-        self.pull(id, cx);
     }
 
     pub(crate) fn on_no_cursors(&mut self, id: ConnId, cx: &mut Turn<'_>) {
@@ -313,6 +370,13 @@ impl Shard {
             ..Close::new(CloseCode::SERVER_ERROR, "the store did not answer")
         };
         self.close_with(id, &close, cx);
+    }
+
+    /// SYNCED renews a position that is older: the store looks through every month from there on, and
+    /// one day it would be below the floor although nothing was missed.
+    pub(crate) fn renewal_seq(&self, cx: &Turn<'_>) -> Seq {
+        let age_s = RENEW_AFTER_S.min(self.config.retention_s / 2);
+        Seq(cx.now.wall_us.saturating_sub(age_s * 1_000_000))
     }
 
     /// The oldest number that the retention keeps.

@@ -41,6 +41,8 @@ counters! {
     Opened, "portico_connections_opened_total", "", "Connections accepted.";
     LoggedIn, "portico_logins_total", "", "Sessions that reached WELCOME.";
     Resumed, "portico_logins_resumed_total", "", "Of them, by resume token.";
+    LoggedInKnown, "portico_logins_without_read_total", "", "Of them, of devices that were known to have everything.";
+    LoginsDeferred, "portico_logins_deferred_total", "", "Logins above the admitted rate, told when to come back.";
     MovedOut, "portico_handovers_total", "result=\"moved\"", "Logins handed to another shard.";
     MoveFailed, "portico_handovers_total", "result=\"failed\"", "Logins handed to another shard.";
     Accepted, "portico_messages_accepted_total", "", "Messages that got SENT.";

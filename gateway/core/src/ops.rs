@@ -1,5 +1,6 @@
 //! Work in flight, named by tokens that are never used twice.
 
+use crate::pool::{GiveBack, target};
 use std::mem;
 
 #[derive(Debug)]
@@ -13,6 +14,8 @@ struct Slot<T> {
 pub(crate) struct Tokens<T> {
     slots: Vec<Slot<T>>,
     free: Vec<u32>,
+    /// Where the generations of new slots begin: beyond those of all slots given back.
+    first_generation: u32,
 }
 
 impl<T> Default for Tokens<T> {
@@ -20,6 +23,7 @@ impl<T> Default for Tokens<T> {
         Self {
             slots: Vec::new(),
             free: Vec::new(),
+            first_generation: 0,
         }
     }
 }
@@ -28,7 +32,7 @@ impl<T> Tokens<T> {
     pub(crate) fn insert(&mut self, value: T) -> u64 {
         let index = self.free.pop().unwrap_or_else(|| {
             self.slots.push(Slot {
-                generation: 0,
+                generation: self.first_generation,
                 value: None,
             });
             (self.slots.len() - 1) as u32
@@ -71,9 +75,56 @@ impl<T> Tokens<T> {
     }
 }
 
+impl<T> GiveBack for Tokens<T> {
+    /// Slots at the end that are free go; what is in use keeps its place.
+    fn give_back(&mut self) {
+        let Some(kept) = target(self.len(), self.slots.capacity()) else {
+            return;
+        };
+        while self.slots.len() > kept
+            && let Some(Slot {
+                generation,
+                value: None,
+            }) = self.slots.last()
+        {
+            self.first_generation = self.first_generation.max(*generation);
+            self.slots.pop();
+        }
+        let end = self.slots.len() as u32;
+        self.free.retain(|index| *index < end);
+        // The lowest are used first, so that those at the end become free.
+        self.free.sort_unstable_by(|a, b| b.cmp(a));
+        self.free.give_back();
+        self.slots.give_back();
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn slots_that_are_given_back_take_their_tokens_with_them() {
+        let mut tokens = Tokens::default();
+        let all: Vec<u64> = (0..10_000).map(|number| tokens.insert(number)).collect();
+        let kept = all[700];
+        for (number, token) in all.iter().enumerate() {
+            if *token != kept {
+                assert_eq!(tokens.remove(*token), Some(number));
+            }
+        }
+        tokens.give_back();
+        assert!(tokens.slots.capacity() < 2_000);
+        assert_eq!((tokens.len(), tokens.get_mut(kept)), (1, Some(&mut 700)));
+        let again: Vec<u64> = (0..10_000).map(|number| tokens.insert(number)).collect();
+        assert_eq!(again[0] as u32, 0, "the lowest are used first");
+        for token in &all {
+            let is = tokens.get_mut(*token).is_some();
+            assert_eq!(is, *token == kept);
+            assert!(*token == kept || !again.contains(token));
+        }
+        assert_eq!(tokens.len(), 10_001);
+    }
 
     #[test]
     fn a_token_dies_with_its_value() {

@@ -1,7 +1,7 @@
-//! What goes out to clients: the queue of a connection, its bounds, and the buffers behind it.
+//! What goes out to clients: the queue of a connection and its bounds.
 
 use crate::{
-    conn::{ConnId, Phase, Source, Window},
+    conn::{ConnId, Phase, Source},
     effects::Effect,
     error::Refusal,
     metrics::Counter,
@@ -14,52 +14,9 @@ use portico_wire::{
 };
 use std::mem;
 
-/// Buffers kept for reuse, per shard. Larger ones go back to the allocator.
-const POOLED_MAX: usize = 1_024;
-const POOLED_BYTES_MAX: usize = 16 << 10;
-const POOLED_WINDOW_MAX: usize = 256;
 /// What may be queued for a connection that has not logged in: answers to a few early questions.
 /// Anyone can open thousands of those.
 const OUTBOX_BYTES_BEFORE_WELCOME_MAX: usize = 8 << 10;
-
-#[derive(Debug, Default)]
-pub(crate) struct Pool {
-    buffers: Vec<Vec<u8>>,
-    /// Boxed as connections hold them, so that taking one moves a pointer.
-    #[expect(
-        clippy::vec_box,
-        reason = "a connection's slot has room for a pointer only"
-    )]
-    windows: Vec<Box<Window>>,
-}
-
-impl Pool {
-    fn take(&mut self) -> Vec<u8> {
-        self.buffers.pop().unwrap_or_default()
-    }
-
-    pub(crate) fn put(&mut self, mut buffer: Vec<u8>) {
-        let fits = (1..=POOLED_BYTES_MAX).contains(&buffer.capacity());
-        if fits && self.buffers.len() < POOLED_MAX {
-            buffer.clear();
-            self.buffers.push(buffer);
-        }
-    }
-
-    pub(crate) fn take_window(&mut self) -> Box<Window> {
-        self.windows.pop().unwrap_or_default()
-    }
-
-    pub(crate) fn put_window(&mut self, window: Option<Box<Window>>) {
-        if let Some(mut window) = window
-            && self.windows.len() < POOLED_MAX
-            && window.capacity() <= POOLED_WINDOW_MAX
-        {
-            window.clear();
-            self.windows.push(window);
-        }
-    }
-}
 
 impl Shard {
     /// The bytes that wait for this connection, for one send. The driver reports them with
@@ -69,15 +26,18 @@ impl Shard {
             return Vec::new();
         };
         conn.notes.output_told = false;
-        let out = mem::take(&mut conn.out);
+        let Some(traffic) = &mut conn.traffic else {
+            return Vec::new();
+        };
+        let out = mem::take(&mut traffic.out);
         // Bounded by `outbox_bytes_max`.
-        conn.sending += out.len() as u32;
+        traffic.sending += out.len() as u32;
         out
     }
 
     /// Gives a buffer back for reuse.
     pub fn recycle(&mut self, buffer: Vec<u8>) {
-        self.pool.put(buffer);
+        self.pool.put_buffer(buffer);
     }
 
     /// Appends a frame to a connection's queue. The queue has a last bound: a client that lets its
@@ -97,14 +57,15 @@ impl Shard {
         if conn.generation != id.generation || conn.phase == Phase::Free {
             return;
         }
-        if conn.out.capacity() == 0 {
-            conn.out = self.pool.take();
-        }
         let before = conn.pending_bytes();
-        if before == 0 {
-            conn.progress_s = now_s;
+        let traffic = conn.traffic.get_or_insert_with(|| self.pool.take_traffic());
+        if traffic.out.capacity() == 0 {
+            traffic.out = self.pool.take_buffer();
         }
-        put(&mut conn.out, &mut self.encoder);
+        if before == 0 {
+            traffic.progress_s = now_s;
+        }
+        put(&mut traffic.out, &mut self.encoder);
         if !mem::replace(&mut conn.notes.output_told, true) {
             cx.fx.list.push(Effect::Output(id));
         }
@@ -130,12 +91,28 @@ impl Shard {
         let Some(conn) = self.conn_mut(id) else {
             return;
         };
-        conn.sending = conn.sending.saturating_sub(bytes as u32);
-        if bytes > 0 {
-            conn.progress_s = now_s;
+        if let Some(traffic) = &mut conn.traffic {
+            traffic.sending = traffic.sending.saturating_sub(bytes as u32);
+            if bytes > 0 {
+                traffic.progress_s = now_s;
+            }
         }
         if conn.source == Source::Behind && conn.pending_bytes() < soft {
             self.pull(id, cx);
+        }
+        self.rest(id);
+    }
+
+    /// Gives back what the connection borrowed, if nothing is on its way any more.
+    pub(crate) fn rest(&mut self, id: ConnId) {
+        if let Some(conn) = self.conn_mut(id)
+            && conn
+                .traffic
+                .as_ref()
+                .is_some_and(|traffic| traffic.is_at_rest())
+            && let Some(traffic) = conn.traffic.take()
+        {
+            self.pool.put_traffic(traffic);
         }
     }
 
@@ -154,15 +131,30 @@ impl Shard {
             // It would not read the queue either.
             last.clear();
         }
+        if last.capacity() == 0 {
+            last = self.pool.take_buffer();
+        }
         self.encoder.close(&mut last, close);
         cx.fx.list.push(Effect::Close { conn: id, last });
+    }
+
+    /// Ends a connection that may come back when it is its turn.
+    pub(crate) fn put_off(&mut self, id: ConnId, detail: &str, cx: &mut Turn<'_>) {
+        let close = Close {
+            retry_after_ms: self.admission.defer(cx.now.mono_us),
+            ..Close::new(CloseCode::OVERLOADED, detail)
+        };
+        self.close_with(id, &close, cx);
     }
 
     /// Answers a PING, if it asks for an answer.
     pub(crate) fn pong(&mut self, id: ConnId, ping: Frame<'_>, cx: &mut Turn<'_>) {
         if ping.is_request() {
             let corr = ping.corr();
-            self.write(id, cx, |out, _| encode::put_pong(out, corr));
+            let spread_ms = self.admission.spread_ms(self.sessions);
+            self.write(id, cx, |out, _| {
+                encode::put_pong_spread(out, corr, spread_ms);
+            });
         }
     }
 

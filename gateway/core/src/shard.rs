@@ -1,7 +1,9 @@
 //! The shard: what it owns, the one way in, and dispatch. What happens is in the files beside.
 
 use crate::{
-    conn::{Conn, ConnId, NO_CONN, Phase},
+    absent::Absent,
+    admission::Admission,
+    conn::{Conn, ConnId, Phase},
     direct::{AttemptKey, Outgoing},
     drain::Drain,
     effects::{Effect, Effects},
@@ -10,14 +12,16 @@ use crate::{
     input::{Input, Now},
     lane::Lane,
     limits::ShardConfig,
+    login::Session,
     mesh::ShardMessage,
     metrics::{Counter, Counters, Gauges},
     ops::Tokens,
-    outbox::Pool,
+    pool::Pool,
     receipt::Query,
     seq::SeqClock,
     store::{StoreCmd, StoreError, StoreReply, StoreRequest, StoreToken},
     timer::Wheel,
+    users::Users,
     watermark::Unsaved,
 };
 use portico_wire::{
@@ -31,6 +35,8 @@ use portico_wire::{
 use rustc_hash::FxHashMap;
 use std::collections::VecDeque;
 
+/// Of `Limits::login_reads_max`, each shard has this much at least.
+const LOGIN_READS_MIN: usize = 8;
 /// Seconds beyond twice the heartbeat before a silent connection is closed.
 const HEARTBEAT_GRACE_S: u32 = 15;
 
@@ -65,6 +71,12 @@ pub(crate) enum Purpose {
     Save(crate::watermark::Batch),
 }
 
+impl Purpose {
+    const fn reads_inbox(&self) -> bool {
+        matches!(self, Self::Cursors { .. } | Self::Page { .. })
+    }
+}
+
 /// A request in flight.
 #[derive(Debug)]
 pub(crate) struct InStore {
@@ -77,8 +89,12 @@ pub(crate) struct InStore {
 pub struct Shard {
     pub(crate) config: ShardConfig,
     pub(crate) conns: Vec<Conn>,
-    /// First connection of each user that is here.
-    pub(crate) users: FxHashMap<UserId, u32>,
+    pub(crate) users: Users,
+    /// Devices that left with everything.
+    pub(crate) absent: Absent,
+    pub(crate) admission: Admission,
+    /// Logins that wait for the authenticator, by the connection's index.
+    pub(crate) logins: FxHashMap<u32, Session>,
     pub(crate) lane: Lane,
     pub(crate) seq: SeqClock,
     pub(crate) wheel: Wheel,
@@ -103,11 +119,15 @@ pub struct Shard {
     pub(crate) queries: Tokens<Query>,
     pub(crate) in_store: Tokens<InStore>,
     store_weight: usize,
+    /// Requests in flight that read an inbox, or where a device stands in it.
+    inbox_reads: usize,
     /// Messages to this very shard.
-    local: VecDeque<ShardMessage>,
-    due: Vec<u32>,
+    pub(crate) local: VecDeque<ShardMessage>,
+    pub(crate) due: Vec<u32>,
+    /// The second of the last look at memory to give back.
+    pub(crate) trimmed_s: u32,
     open: usize,
-    sessions: usize,
+    pub(crate) sessions: usize,
 }
 
 impl Shard {
@@ -119,13 +139,16 @@ impl Shard {
         limits.requests_max = limits.requests_max.min(RECEIVE_MAX_CEILING);
         limits.receive_max = limits.receive_max.min(RECEIVE_MAX_CEILING);
         Self {
-            conns: Vec::new(),
-            users: FxHashMap::default(),
+            conns: Vec::with_capacity(config.connections_hint),
+            users: Users::with_capacity(config.connections_hint),
+            absent: Absent::new(config.limits.absent_max),
+            admission: Admission::new(&config),
+            logins: FxHashMap::default(),
             lane: Lane::new(Seq(floor)),
             seq: SeqClock::new(floor),
-            wheel: Wheel::new(),
+            wheel: Wheel::new(config.connections_hint),
             encoder: Encoder::new(),
-            pool: Pool::default(),
+            pool: Pool::new(config.shards),
             counters: Counters::default(),
             unsaved: Unsaved::default(),
             drain: None,
@@ -138,8 +161,10 @@ impl Shard {
             queries: Tokens::default(),
             in_store: Tokens::default(),
             store_weight: 0,
+            inbox_reads: 0,
             local: VecDeque::new(),
             due: Vec::new(),
+            trimmed_s: 0,
             open: 0,
             sessions: 0,
             config,
@@ -206,6 +231,12 @@ impl Shard {
             || self.store_weight > limits.store_bytes_soft
     }
 
+    /// The store has enough to read for those who are in: logins that would add to it are put off.
+    pub(crate) fn is_reading_enough(&self) -> bool {
+        let share = self.config.limits.login_reads_max / usize::from(self.config.shards.max(1));
+        self.inbox_reads >= share.max(LOGIN_READS_MIN)
+    }
+
     /// Nothing more fits into the store: what would need it is refused.
     pub(crate) fn is_store_full(&self) -> bool {
         let limits = &self.config.limits;
@@ -231,7 +262,8 @@ impl Shard {
         let send = self.send_deadlines.front().map(|(at, _)| *at);
         let page = self.page_retries.front().map(|(at, _)| *at);
         let drain = self.drain.as_ref().and_then(Drain::next_us);
-        [wheel, send, page, drain, self.unsaved.next_us()]
+        let (unsaved, trim) = (self.unsaved.next_us(), self.next_trim_us());
+        [wheel, send, page, drain, unsaved, trim]
             .into_iter()
             .flatten()
             .min()
@@ -302,7 +334,6 @@ impl Shard {
             generation: id.generation,
             phase,
             active_s: cx.now.mono_s(),
-            progress_s: cx.now.mono_s(),
             ..Conn::free()
         };
         self.open += 1;
@@ -310,71 +341,35 @@ impl Shard {
 
     /// Forgets a connection and returns what it still had to send.
     pub(crate) fn vacate(&mut self, id: ConnId) -> Vec<u8> {
-        let Some(conn) = self.conn_mut(id) else {
-            return Vec::new();
-        };
-        let conn = std::mem::replace(conn, Conn::free());
+        match self.conn(id).map(|conn| conn.phase) {
+            None => return Vec::new(),
+            Some(Phase::Authenticating) => {
+                self.logins.remove(&id.index);
+            }
+            Some(Phase::Loading | Phase::Open) => {
+                self.unlink(id.index);
+                self.remember(id.index);
+            }
+            Some(Phase::Free | Phase::Greeting | Phase::Moving) => {}
+        }
+        let conn = std::mem::replace(&mut self.conns[id.index as usize], Conn::free());
         // The generation stays with the slot until it is used again.
         self.conns[id.index as usize].generation = conn.generation;
         self.wheel.cancel(id.index);
         self.open -= 1;
-        if conn.is_logged_in() {
-            self.sessions -= 1;
-            self.unlink(conn.user, id.index, conn.next_of_user);
-        }
-        self.pool.put_window(conn.window);
-        conn.out
-    }
-
-    /// Puts a connection at the head of its user's chain.
-    pub(crate) fn link(&mut self, user: UserId, index: u32) {
-        self.sessions += 1;
-        let next = self.users.insert(user, index).unwrap_or(NO_CONN);
-        self.conns[index as usize].next_of_user = next;
-    }
-
-    fn unlink(&mut self, user: UserId, index: u32, next: u32) {
-        let Some(&first) = self.users.get(&user) else {
-            return;
+        let Some(mut traffic) = conn.traffic else {
+            return Vec::new();
         };
-        if first == index {
-            if next == NO_CONN {
-                self.users.remove(&user);
-            } else {
-                self.users.insert(user, next);
-            }
-            return;
-        }
-        let mut at = first;
-        while at != NO_CONN {
-            let conn = &mut self.conns[at as usize];
-            if conn.next_of_user == index {
-                conn.next_of_user = next;
-                return;
-            }
-            at = conn.next_of_user;
-        }
-    }
-
-    /// The connections of a user, newest first. The chain may not change while it is walked.
-    pub(crate) fn chain(&self, user: UserId) -> impl Iterator<Item = u32> + '_ {
-        let first = self.users.get(&user).copied().unwrap_or(NO_CONN);
-        let next = |index: u32| (index != NO_CONN).then_some(index);
-        std::iter::successors(next(first), move |index| {
-            next(self.conns[*index as usize].next_of_user)
-        })
-    }
-
-    /// The same as a list, for loops that change connections. Users have few devices.
-    pub(crate) fn chain_list(&self, user: UserId) -> Chain {
-        self.chain(user).collect()
+        let out = std::mem::take(&mut traffic.out);
+        self.pool.put_traffic(traffic);
+        out
     }
 
     fn on_ended(&mut self, id: ConnId, cx: &mut Turn<'_>) {
         if self.conn(id).is_some() {
             self.counters.bump(Counter::ClosedByPeer);
             let out = self.vacate(id);
-            self.pool.put(out);
+            self.pool.put_buffer(out);
             let last = Vec::new();
             cx.fx.list.push(Effect::Close { conn: id, last });
         }
@@ -529,6 +524,7 @@ impl Shard {
         self.retry_pages(cx);
         self.flush_unsaved(cx);
         self.continue_drain(cx);
+        self.trim(cx);
     }
 
     fn on_deadline(&mut self, index: u32, cx: &mut Turn<'_>) {
@@ -554,7 +550,7 @@ impl Shard {
                 let detail = "nothing was heard for twice the promised interval";
                 self.close(id, CloseCode::IDLE_TIMEOUT, detail, cx);
             }
-            Phase::Open if conn.pending_bytes() > 0 && now_s >= conn.progress_s + stalled_s => {
+            Phase::Open if conn.pending_bytes() > 0 && now_s >= conn.progress_s() + stalled_s => {
                 let detail = "nothing was read for too long";
                 self.close(id, CloseCode::SLOW_CONSUMER, detail, cx);
             }
@@ -567,7 +563,7 @@ impl Shard {
         let conn = &self.conns[index as usize];
         let mut deadline_s = idle_deadline_s(conn);
         if conn.pending_bytes() >= self.config.limits.outbox_bytes_soft {
-            deadline_s = deadline_s.min(conn.progress_s + self.config.limits.stalled_ms / 1_000);
+            deadline_s = deadline_s.min(conn.progress_s() + self.config.limits.stalled_ms / 1_000);
         }
         self.wheel.set(index, deadline_s);
     }
@@ -577,6 +573,7 @@ impl Shard {
     pub(crate) fn submit(&mut self, op: Purpose, cmd: StoreCmd, cx: &mut Turn<'_>) {
         let weight = cmd.weight();
         self.store_weight += weight;
+        self.inbox_reads += usize::from(op.reads_inbox());
         let token = self.in_store.insert(InStore { op, weight });
         cx.fx.store.push(StoreRequest {
             token: StoreToken(token),
@@ -595,6 +592,7 @@ impl Shard {
             return;
         };
         self.store_weight -= weight;
+        self.inbox_reads -= usize::from(op.reads_inbox());
         if result.is_err() {
             self.counters.bump(Counter::StoreErrors);
         }
@@ -664,33 +662,4 @@ impl Shard {
 /// When a connection that stays silent is closed.
 fn idle_deadline_s(conn: &Conn) -> u32 {
     conn.active_s + 2 * u32::from(conn.heartbeat_s) + HEARTBEAT_GRACE_S
-}
-
-/// A short list of connections without a heap for the usual few devices.
-#[derive(Debug, Default)]
-pub(crate) struct Chain {
-    few: [u32; 4],
-    len: usize,
-    many: Vec<u32>,
-}
-
-impl FromIterator<u32> for Chain {
-    fn from_iter<T: IntoIterator<Item = u32>>(indexes: T) -> Self {
-        let mut chain = Self::default();
-        for index in indexes {
-            if chain.len < chain.few.len() {
-                chain.few[chain.len] = index;
-                chain.len += 1;
-            } else {
-                chain.many.push(index);
-            }
-        }
-        chain
-    }
-}
-
-impl Chain {
-    pub(crate) fn iter(&self) -> impl Iterator<Item = u32> + '_ {
-        self.few[..self.len].iter().chain(&self.many).copied()
-    }
 }

@@ -14,6 +14,9 @@ struct Link {
     deadline_s: u32,
 }
 
+/// Of each connection.
+pub(crate) const LINK_BYTES: usize = size_of::<Link>();
+
 const UNLINKED: Link = Link {
     previous: NONE,
     next: NONE,
@@ -30,10 +33,10 @@ pub(crate) struct Wheel {
 }
 
 impl Wheel {
-    pub(crate) fn new() -> Self {
+    pub(crate) fn new(connections_hint: usize) -> Self {
         Self {
             heads: vec![NONE; SLOTS as usize],
-            links: Vec::new(),
+            links: Vec::with_capacity(connections_hint),
             now_s: 0,
             armed: 0,
         }
@@ -149,7 +152,7 @@ mod tests {
         /// Against a sorted map: the same deadlines come due, in the same second, once.
         #[test]
         fn behaves_like_a_sorted_map(steps in proptest::collection::vec(step(), 1..80)) {
-            let (mut wheel, mut model) = (Wheel::new(), BTreeMap::new());
+            let (mut wheel, mut model) = (Wheel::new(0), BTreeMap::new());
             let mut now = 0;
             for step in steps {
                 match step {

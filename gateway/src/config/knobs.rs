@@ -6,6 +6,9 @@ use super::{
 };
 use portico_wire::limits::{FRAME_BYTES_CEILING, FRAME_BYTES_TO_CLIENT_MAX, RECEIVE_MAX_CEILING};
 
+/// Each shard is a thread, and each pair of them has a queue.
+pub(crate) const SHARDS_MAX: u16 = 256;
+
 /// One setting.
 pub(crate) struct Knob {
     /// `section.name`, as in the file. A unit comes last in the name.
@@ -80,7 +83,7 @@ knobs! {
     "server.backend", Backend(server.backend), NO_BOUNDS,
     "Where messages are kept: embedded survives a power cut, memory forgets all when the process \
      ends (for tests).";
-    "server.shards", Count(server.shards), bounds(1, 256, "shards"),
+    "server.shards", Count(server.shards), bounds(1, SHARDS_MAX as u64, "shards"),
     "Threads that serve connections. \"auto\" is one per CPU. More than CPUs is allowed and lets \
      one machine hold more connections than its limit of open files.";
     "server.cpus", Cpus(server.cpus), NO_BOUNDS,
@@ -112,6 +115,21 @@ knobs! {
 
     "limits.connections_max", U32(shard.connections_max), bounds(0, 1 << 20, "connections"),
     "Connections of one shard. 0 is as many as the limit of open files allows.";
+    "limits.logins_per_s", U32(limits.logins_per_s), bounds(0, 10_000_000, "logins/s"),
+    "Logins that the whole gateway takes per second, an even part of it each shard; more are closed \
+     with 4005 and their place in line as retry_after_ms. It also decides over how long clients \
+     spread their return when all connections end together. Set it to what this machine and its \
+     store take beside the messages. 0 is no bound, and no spread.";
+    "limits.sign_ins_max", Usize(limits.sign_ins_max), bounds(1, 1 << 20, "logins"),
+    "Logins of one shard that may wait for their token to be checked; more are closed like those \
+     above logins_per_s.";
+    "limits.login_reads_max", Usize(limits.login_reads_max), bounds(1, 1 << 24, "reads"),
+    "Reads of inboxes in flight, of all shards together: past it, logins that need one are put off, so \
+     that those who are in do not wait for the store behind them.";
+    "limits.absent_max", Usize(limits.absent_max), bounds(0, 1 << 24, "devices"),
+    "Devices that each shard remembers when they leave with nothing waiting for them: they come \
+     back without a read of the store. The table takes at most 24 bytes for each, and grows with \
+     those who are away.";
     "limits.unread_bytes_max", Usize(shard.unread_bytes_max), bounds(1 << 20, 64 * GIB, "bytes"),
     "Incomplete frames that one shard holds together. A connection that would exceed it, and holds \
      more than 8 KiB, is ended.";
@@ -171,11 +189,14 @@ knobs! {
     "Files that the embedded store keeps open. They count against the limit of open files.";
 
     "ring.submissions", Power32(ring.submissions), bounds(64, 32_768, "entries"),
-    "Requests to the kernel that a shard can hand over in one call.";
+    "Requests to the kernel that a shard can hand over in one call. \"auto\" is 1024 up to two shards \
+     per CPU and 256 above, where most shards wait at any time.";
     "ring.completions", Power32(ring.completions), bounds(256, 65_536, "entries"),
-    "Answers of the kernel that can wait for a shard. Locked memory: 16 bytes each.";
+    "Answers of the kernel that can wait for a shard. Locked memory: 16 bytes each. \"auto\" is 16384 \
+     up to two shards per CPU and 4096 above, and not less than submissions.";
     "ring.buffers", Power16(ring.buffers), bounds(8, 32_768, "buffers"),
-    "Receive buffers of a shard, lent to connections only while bytes are read.";
+    "Receive buffers of a shard, lent to connections only while bytes are read. All of them become \
+     resident. \"auto\" is 1024 up to two shards per CPU and 256 above.";
     "ring.buffer_bytes", U32(ring.buffer_bytes), bounds(512, 65_536, "bytes"),
     "Size of one of them. Longer frames are put together from several.";
 

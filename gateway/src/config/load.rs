@@ -5,6 +5,7 @@ use super::{
     knobs::Knob,
     value::{Given, NotAllowed},
 };
+use portico_gateway::RingSizes;
 use portico_wire::limits::FRAME_BYTES_TO_CLIENT_MAX;
 use std::path::{Path, PathBuf};
 use toml::{Table, Value};
@@ -193,7 +194,7 @@ fn check(settings: &mut Settings) -> Result<(), ConfigError> {
             "the first may not be greater",
         ),
         (
-            ring.submissions <= ring.completions,
+            ring.completions == RingSizes::AUTO || ring.submissions <= ring.completions,
             ("ring.submissions", "ring.completions"),
             "the first may not be greater",
         ),

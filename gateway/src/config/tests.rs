@@ -215,13 +215,17 @@ fn every_limit_of_the_core_can_be_set() {
         gate_messages_max: _,
         flush_ms: _,
         unsaved_max: _,
+        logins_per_s: _,
+        sign_ins_max: _,
+        login_reads_max: _,
+        absent_max: _,
     } = Limits::default();
     let of_core = |knob: &&knobs::Knob| {
         let driver = ["limits.connections_max", "limits.unread_bytes_max"];
         knob.key == "session.handshake_ms"
             || (knob.section() == "limits" && !driver.contains(&knob.key))
     };
-    assert_eq!(KNOBS.iter().filter(of_core).count(), 17);
+    assert_eq!(KNOBS.iter().filter(of_core).count(), 21);
 }
 
 #[test]
@@ -276,8 +280,11 @@ fn bad_values_name_key_value_source_and_range() {
     );
     refused(
         "[ring]\nbuffers = 1000",
-        "ring.buffers = 1000 (in DIR/portico.toml): allowed is a power of two from 8 to 32768 buffers",
+        "ring.buffers = 1000 (in DIR/portico.toml): allowed is a power of two from 8 to 32768 buffers, \
+         or \"auto\"",
     );
+    refused("[ring]\nbuffers = \"all\"", "ring.buffers = \"all\"");
+    refused("[ring]\nbuffers = 4", "ring.buffers = 4");
     refused(
         "[limits]\nrequests_max = true",
         "limits.requests_max = true",
@@ -354,11 +361,34 @@ fn bad_combinations_name_both_settings() {
         "[limits]\nstore_bytes_max = 100000",
         "limits.store_bytes_soft = 16777216",
     );
-    refused("[ring]\nsubmissions = 32768", "ring.completions = 16384");
+    refused(
+        "[ring]\nsubmissions = 32768\ncompletions = 16384",
+        "ring.completions = 16384",
+    );
     refused("[drain]\ndeadline_ms = 9999", "drain.spread_ms = 10000");
     refused("[server]\nadmin = \"127.0.0.1:7400\"", "two ports");
     let both_free = "[server]\nlisten = \"127.0.0.1:0\"\nadmin = \"127.0.0.1:0\"";
     assert!(file(both_free).is_ok());
+}
+
+#[test]
+fn ring_sizes_are_left_to_the_gateway_by_a_word_or_by_0() {
+    let ring = |text| file(text).unwrap().ring.clone();
+    assert_eq!(ring(""), RingSizes::auto());
+    assert_eq!(ring("[ring]\nbuffers = \"auto\""), RingSizes::auto());
+    let set = ring("[ring]\nsubmissions = 32768\ncompletions = 0\nbuffers = 8");
+    assert_eq!((set.submissions, set.buffers), (32_768, 8));
+    assert_eq!(set.completions, RingSizes::AUTO);
+    let by_environment = |value| {
+        let given = Given {
+            env: vec![("PORTICO_RING_COMPLETIONS", value)],
+            ..Given::default()
+        };
+        given.load().map(|config| config.ring.completions)
+    };
+    assert_eq!(by_environment("auto"), Ok(RingSizes::AUTO));
+    assert_eq!(by_environment("512"), Ok(512));
+    assert!(by_environment("500").is_err());
 }
 
 #[test]

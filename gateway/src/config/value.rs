@@ -10,7 +10,7 @@ pub(super) enum Slot<'a> {
     U32(&'a mut u32),
     U64(&'a mut u64),
     Usize(&'a mut usize),
-    /// Powers of two.
+    /// Powers of two, or `auto`, which is 0.
     Power16(&'a mut u16),
     Power32(&'a mut u32),
     Address(&'a mut SocketAddr),
@@ -48,6 +48,8 @@ pub(super) struct NotAllowed;
 /// Greatest CPU number that can be named.
 const CPU_MAX: u16 = 4_095;
 const NAME_BYTES_MAX: usize = 64;
+/// Leaves a number to the gateway.
+const AUTO: &str = "auto";
 const BACKENDS: [(&str, BackendKind); 2] = [
     ("embedded", BackendKind::Embedded),
     ("memory", BackendKind::Memory),
@@ -70,10 +72,10 @@ impl Slot<'_> {
             Self::U32(slot) => number(given, bounds, slot),
             Self::U64(slot) => number(given, bounds, slot),
             Self::Usize(slot) => number(given, bounds, slot),
-            Self::Power16(slot) => power(given).and_then(|()| number(given, bounds, slot)),
-            Self::Power32(slot) => power(given).and_then(|()| number(given, bounds, slot)),
+            Self::Power16(slot) => power_or_auto(given, bounds, slot),
+            Self::Power32(slot) => power_or_auto(given, bounds, slot),
             Self::Count(slot) => {
-                if given.text() == Some("auto") {
+                if given.text() == Some(AUTO) {
                     *slot = None;
                     return Ok(());
                 }
@@ -107,9 +109,9 @@ impl Slot<'_> {
                 format!("{min} to {max}{space}{unit}")
             }
             Self::Power16(_) | Self::Power32(_) => {
-                format!("a power of two from {min} to {max}{space}{unit}")
+                format!("a power of two from {min} to {max}{space}{unit}, or \"{AUTO}\"")
             }
-            Self::Count(_) => format!("{min} to {max}{space}{unit}, or \"auto\""),
+            Self::Count(_) => format!("{min} to {max}{space}{unit}, or \"{AUTO}\""),
             Self::Address(_) => {
                 "an IP address and a port, such as 127.0.0.1:7400 or [::]:7400".to_owned()
             }
@@ -132,9 +134,9 @@ impl Slot<'_> {
             Self::U32(value) => value.to_string(),
             Self::U64(value) => value.to_string(),
             Self::Usize(value) => value.to_string(),
+            Self::Power16(0) | Self::Power32(0) | Self::Count(None) => quoted(AUTO),
             Self::Power16(value) => value.to_string(),
             Self::Power32(value) => value.to_string(),
-            Self::Count(None) => quoted("auto"),
             Self::Count(Some(count)) => count.to_string(),
             Self::Address(value) => quoted(&value.to_string()),
             Self::Path(value) => quoted(&value.display().to_string()),
@@ -209,12 +211,19 @@ fn number<T: TryFrom<u64>>(
     put(slot, value)
 }
 
-/// Fails on other numbers.
-fn power(given: &Given<'_>) -> Result<(), NotAllowed> {
+/// 0 and the word mean the same.
+fn power_or_auto<T: TryFrom<u64> + Default>(
+    given: &Given<'_>,
+    bounds: Bounds,
+    slot: &mut T,
+) -> Result<(), NotAllowed> {
     match given.number() {
-        Some(value) if value.is_power_of_two() => Ok(()),
-        _ => Err(NotAllowed),
+        Some(0) => *slot = T::default(),
+        None if given.text() == Some(AUTO) => *slot = T::default(),
+        Some(value) if value.is_power_of_two() => return number(given, bounds, slot),
+        Some(_) | None => return Err(NotAllowed),
     }
+    Ok(())
 }
 
 fn choice<T: Copy>(given: &Given<'_>, from: &[(&str, T)]) -> Option<T> {

@@ -23,7 +23,8 @@ use std::{
     os::fd::AsFd,
 };
 
-const BACKLOG: u32 = 4_096;
+/// Connections of each shard that may wait to be accepted; net.core.somaxconn bounds it.
+pub const BACKLOG: u32 = 4_096;
 /// Single ACCEPTs that run at a time.
 const SINGLES_MAX: u32 = 16;
 /// Bounds what a stopped reader holds in the kernel: bytes received and not read.
@@ -31,7 +32,7 @@ const RECEIVE_BUFFER_BYTES: usize = 32 << 10;
 /// And bytes sent that the network has not taken.
 const NOT_SENT_BYTES_MAX: u32 = 64 << 10;
 /// Slots kept for adoptions: one in this many, within bounds.
-const RESERVE_ONE_IN: u32 = 32;
+const RESERVE_ONE_IN: u32 = 256;
 const RESERVE_MAX: u32 = 512;
 
 /// A listener for one shard. Those of all shards share a port; the kernel spreads the connections.
@@ -49,6 +50,15 @@ pub(crate) fn listen(address: SocketAddr) -> io::Result<TcpListener> {
     socket.bind(&address.into())?;
     socket.listen(BACKLOG as i32)?;
     Ok(socket.into())
+}
+
+/// Slots of a shard that are kept for connections which other shards hand over.
+pub(super) fn reserve(slots: u32, shards: usize) -> u32 {
+    if shards > 1 {
+        (slots / RESERVE_ONE_IN).clamp(1, RESERVE_MAX)
+    } else {
+        0
+    }
 }
 
 /// The listener of a shard, and the ACCEPT that runs on it.
@@ -83,11 +93,6 @@ enum Plan {
 
 impl Acceptor {
     pub(super) fn new(listener: TcpListener, slots: u32, shards: usize) -> Self {
-        let reserve = if shards > 1 {
-            (slots / RESERVE_ONE_IN).clamp(1, RESERVE_MAX)
-        } else {
-            0
-        };
         Self {
             listener: Some(listener),
             multishot: Multishot::Off,
@@ -95,7 +100,7 @@ impl Acceptor {
             failed: false,
             paused: false,
             slots,
-            reserve,
+            reserve: reserve(slots, shards),
         }
     }
 
@@ -216,21 +221,21 @@ mod tests {
             Acceptor::new(listener, slots, shards)
         };
         let mut large = acceptor(20_000, 2);
-        assert_eq!(large.reserve, 512);
+        assert_eq!(large.reserve, 78);
         assert_eq!(large.plan(0), Plan::Multishot);
-        assert_eq!(large.plan(11_297), Plan::Singles(SINGLES_MAX));
+        assert_eq!(large.plan(11_731), Plan::Singles(SINGLES_MAX));
         large.multishot = Multishot::Running;
         assert_eq!(
-            large.plan(11_297),
+            large.plan(11_731),
             Plan::Multishot,
             "it goes on for a while"
         );
-        assert_eq!(large.plan(15_376), Plan::Multishot);
-        assert_eq!(large.plan(15_377), Plan::Singles(SINGLES_MAX));
+        assert_eq!(large.plan(15_810), Plan::Multishot);
+        assert_eq!(large.plan(15_811), Plan::Singles(SINGLES_MAX));
         large.multishot = Multishot::Off;
-        assert_eq!(large.plan(19_485), Plan::Singles(3));
+        assert_eq!(large.plan(19_919), Plan::Singles(3));
         assert_eq!(
-            large.plan(19_488),
+            large.plan(19_922),
             Plan::Singles(0),
             "the rest is for adoptions"
         );

@@ -38,6 +38,11 @@ table! {
     HandOverFailed, "portico_sockets_handed_over_total", "result=\"failed\"", "Sockets given to other shards.";
     Receives, "portico_receives_total", "", "Receives that brought bytes.";
     NoBuffers, "portico_receive_buffers_exhausted_total", "", "Receives that found no free buffer.";
+    BulkBegun, "portico_bulk_begun_total", "", "Multishot receives given to connections that had filled several buffers in succession.";
+    BulkQuiet, "portico_bulk_ended_total", "reason=\"quiet\"", "Ends of such receives: nothing large came for a while, reading had to pause, the kernel had no buffer, the connection closed.";
+    BulkPaused, "portico_bulk_ended_total", "reason=\"paused\"", "Ends of such receives: nothing large came for a while, reading had to pause, the kernel had no buffer, the connection closed.";
+    BulkCut, "portico_bulk_ended_total", "reason=\"cut\"", "Ends of such receives: nothing large came for a while, reading had to pause, the kernel had no buffer, the connection closed.";
+    BulkClosed, "portico_bulk_ended_total", "reason=\"closed\"", "Ends of such receives: nothing large came for a while, reading had to pause, the kernel had no buffer, the connection closed.";
     UnreadShed, "portico_unread_shed_total", "", "Connections ended because incomplete frames used up the shard's budget.";
     Sends, "portico_sends_total", "", "Send requests.";
     SendFailed, "portico_send_errors_total", "", "Sends that failed: the connection is ended.";
@@ -61,6 +66,7 @@ table! {
     SocketsMax, "portico_sockets_max", "", "Size of that table.";
     UnreadBytes, "portico_unread_bytes", "", "Bytes of incomplete or waiting frames.";
     ReadsWaiting, "portico_reads_waiting", "", "Connections with bytes that are not read yet.";
+    Bulk, "portico_bulk_connections", "", "Connections that send in bulk, through a multishot receive.";
     StoreQueue, "portico_store_queue", "", "Storage requests the store has not taken yet.";
     MeshOutbox, "portico_mesh_outbox", "", "Letters that wait because another shard's queue is full.";
 }

@@ -1,31 +1,29 @@
-//! Where the driver meets glommio: a thread per shard, pinned, and the loop that blocks in the ring
-//! while there is work and sleeps through glommio when there is none.
+//! The threads of the shards: how they start, and how they end.
 //!
-//! A busy shard blocks in its own ring; a tick of two milliseconds, armed once, ends the block often
-//! enough for glommio. After a few ticks without work the tick is taken away and the shard sleeps in
-//! glommio until a completion rings the doorbell: an idle process uses no CPU.
+//! Each is pinned to a CPU and runs a glommio executor with one task, the loop of its crew. Rings are
+//! made on the thread that uses them, and no shard runs before all rings exist.
 //!
 //! # Invariants
-//! - No borrow of anything shared lives across the awaits; there are two.
-//! - Before it blocks or sleeps, a shard announces it and looks at its queues once more.
 //! - A shard that fails ends the process: half a gateway is worse than a wave of reconnects.
 
 use super::{
-    Driver, SignIns, Work,
+    Driver, ROUND_MAX_US, SignIns, TURN_MAX_US,
     accept::Acceptor,
     buffer::Unread,
     clock,
-    counters::{Published, Tallies, Tally},
+    counters::{Published, Tallies},
+    crew::Crew,
     handover::Moves,
+    mailbox::Mail,
     mesh::{Mesh, Outbox},
-    ring::{Doorbell, Ring, RingError, RingSizes},
+    ring::{Ring, RingError, RingSizes},
     socket::Sockets,
     storage::Storage,
 };
 use crate::auth::Authenticator;
 use glommio::{LocalExecutorBuilder, Placement};
 use portico_backend::{Backend, messages::Messages};
-use portico_core::{Effects, Shard, ShardConfig};
+use portico_core::{Effects, Shard, ShardConfig, ShardId};
 use std::{
     collections::VecDeque,
     io,
@@ -35,23 +33,19 @@ use std::{
     time::Duration,
 };
 
-/// How often a busy shard lets glommio run.
-const TICK: Duration = Duration::from_millis(2);
-/// Ticks without work before a shard sleeps.
-const QUIET_TICKS: u32 = 4;
 /// glommio's preemption timer, which must not fire: when it does between two looks of the executor
 /// (a thread that lost its CPU for that long is enough), glommio 0.9 goes to sleep although a task
 /// is ready, and nothing wakes it. The gateway needs neither preemption nor glommio's timers.
 const PREEMPT: Duration = Duration::from_secs(86_400);
-/// glommio registers this much with each of its three rings; the gateway does no file I/O there.
-const IO_MEMORY_BYTES: usize = 256 << 10;
+/// glommio registers this much with each of its three rings, and not less; the gateway does no file
+/// I/O there.
+const IO_MEMORY_BYTES: usize = 64 << 10;
 const RING_DEPTH: usize = 128;
 /// What an executor locks: its rings, and the memory it registers with them.
 pub(super) const LOCKED_BYTES: u64 = (64 << 10) + 3 * IO_MEMORY_BYTES as u64;
 
 /// What a shard is made from.
 pub(crate) struct ShardPlan {
-    pub(crate) cpu: usize,
     pub(crate) core: ShardConfig,
     pub(crate) listener: TcpListener,
     /// Size of the table of direct descriptors.
@@ -69,27 +63,35 @@ impl std::fmt::Debug for ShardPlan {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("ShardPlan")
             .field("shard", &self.core.shard)
-            .field("cpu", &self.cpu)
             .field("slots", &self.slots)
             .finish_non_exhaustive()
     }
 }
 
-/// A thread that runs a shard.
+/// A thread that runs the shards of a crew.
 #[derive(Debug)]
-pub(crate) struct ShardThread {
+pub(crate) struct CrewThread {
     thread: JoinHandle<()>,
-    /// Whether its ring exists.
-    made: mpsc::Receiver<Result<(), ShardError>>,
+    /// Whether its rings exist.
+    made: mpsc::Receiver<Result<(), CrewError>>,
     /// Tells it that all rings do. Dropped without a word, it ends.
     go: mpsc::SyncSender<()>,
     /// That it accepts.
     accepts: mpsc::Receiver<()>,
 }
 
+/// The shard that does not start, and why.
+#[derive(Debug, thiserror::Error)]
+#[error("{error}")]
+pub(crate) struct CrewError {
+    pub(crate) shard: ShardId,
+    #[source]
+    error: ShardError,
+}
+
 /// Why a shard does not start.
 #[derive(Debug, thiserror::Error)]
-pub(crate) enum ShardError {
+enum ShardError {
     #[error(transparent)]
     Ring(#[from] RingError),
     #[error("cannot pin a shard to CPU {cpu}: {detail}")]
@@ -98,13 +100,14 @@ pub(crate) enum ShardError {
     Thread(#[from] io::Error),
 }
 
-impl ShardThread {
-    /// Starts the thread, which makes its ring and then waits for [`Self::go`].
-    pub(crate) fn start(plan: ShardPlan) -> Result<Self, ShardError> {
+impl CrewThread {
+    /// Starts the thread, which makes the rings of these shards and then waits for [`Self::go`].
+    pub(crate) fn start(cpu: usize, plans: Vec<ShardPlan>) -> Result<Self, CrewError> {
+        let leader = plans.first().map_or(ShardId(0), |plan| plan.core.shard);
         let (made_tx, made) = mpsc::sync_channel(1);
         let (go, go_rx) = mpsc::sync_channel(1);
         let (accepts_tx, accepts) = mpsc::sync_channel(1);
-        let name = format!("portico-shard-{}", plan.core.shard.0);
+        let name = format!("portico-shard-{}", leader.0);
         let gates = Gates {
             made: made_tx,
             go: go_rx,
@@ -112,7 +115,11 @@ impl ShardThread {
         };
         let thread = thread::Builder::new()
             .name(name)
-            .spawn(move || run_thread(plan, gates))?;
+            .spawn(move || run_thread(cpu, plans, gates))
+            .map_err(|error| CrewError {
+                shard: leader,
+                error: error.into(),
+            })?;
         Ok(Self {
             thread,
             made,
@@ -121,8 +128,8 @@ impl ShardThread {
         })
     }
 
-    /// Waits until the ring exists.
-    pub(crate) fn made(&self) -> Result<(), ShardError> {
+    /// Waits until the rings exist.
+    pub(crate) fn made(&self) -> Result<(), CrewError> {
         match self.made.recv() {
             Ok(made) => made,
             // A thread that ends without a word has panicked, and with it the process.
@@ -150,7 +157,7 @@ impl ShardThread {
 
 /// The three steps of a start, as the thread sees them.
 struct Gates {
-    made: mpsc::SyncSender<Result<(), ShardError>>,
+    made: mpsc::SyncSender<Result<(), CrewError>>,
     go: mpsc::Receiver<()>,
     accepts: mpsc::SyncSender<()>,
 }
@@ -168,9 +175,9 @@ impl Drop for AbortOnPanic {
     }
 }
 
-fn run_thread(plan: ShardPlan, gates: Gates) {
+fn run_thread(cpu: usize, plans: Vec<ShardPlan>, gates: Gates) {
     let _guard = AbortOnPanic;
-    let cpu = plan.cpu;
+    let leader = plans.first().map_or(ShardId(0), |plan| plan.core.shard);
     let executor = LocalExecutorBuilder::new(Placement::Fixed(cpu))
         .io_memory(IO_MEMORY_BYTES)
         .ring_depth(RING_DEPTH)
@@ -180,16 +187,20 @@ fn run_thread(plan: ShardPlan, gates: Gates) {
         Ok(executor) => executor,
         Err(error) => {
             let detail = error.to_string();
-            let _ = gates.made.send(Err(ShardError::Executor { cpu, detail }));
+            let error = ShardError::Executor { cpu, detail };
+            let failed = CrewError {
+                shard: leader,
+                error,
+            };
+            let _ = gates.made.send(Err(failed));
             return;
         }
     };
     executor.run(async move {
-        let shard = plan.core.shard;
-        let (mut driver, doorbell) = match Driver::new(plan) {
-            Ok(made) => made,
+        let mut crew = match make_crew(plans) {
+            Ok(crew) => crew,
             Err(error) => {
-                let _ = gates.made.send(Err(error.into()));
+                let _ = gates.made.send(Err(error));
                 return;
             }
         };
@@ -197,30 +208,43 @@ fn run_thread(plan: ShardPlan, gates: Gates) {
         if gates.go.recv().is_err() {
             return;
         }
-        if let Err(error) = driver.run(&doorbell, &gates.accepts).await {
-            tracing::error!(shard = shard.0, %error, "a shard has failed; the gateway ends");
+        if let Err(error) = crew.run(&gates.accepts).await {
+            tracing::error!(shard = leader.0, %error, "a shard has failed; the gateway ends");
             std::process::abort();
         }
     });
 }
 
+fn make_crew(plans: Vec<ShardPlan>) -> Result<Crew, CrewError> {
+    let turn_max_us = (ROUND_MAX_US / plans.len().max(1) as u64).min(TURN_MAX_US);
+    let mut last = ShardId(0);
+    let mut make = |plan: ShardPlan| {
+        last = plan.core.shard;
+        Driver::new(plan, turn_max_us)
+    };
+    let drivers: Result<Vec<_>, RingError> = plans.into_iter().map(&mut make).collect();
+    drivers.and_then(Crew::new).map_err(|error| CrewError {
+        shard: last,
+        error: error.into(),
+    })
+}
+
 impl Driver {
     /// On the shard's own thread, inside of its executor.
-    fn new(plan: ShardPlan) -> Result<(Self, Doorbell), RingError> {
+    fn new(plan: ShardPlan, turn_max_us: u64) -> Result<Self, RingError> {
         let id = plan.core.shard;
-        let mut ring = Ring::new(&plan.sizes, plan.slots)?;
-        let doorbell = Doorbell::install(&mut ring)?;
+        let ring = Ring::new(&plan.sizes, plan.slots)?;
         plan.mesh.set_ring(id, ring.handle()?);
-        ring.watch(plan.mesh.bell(id));
-        let driver = Self {
+        Ok(Self {
             id,
             now: clock::now(),
             fx: Effects::default(),
             carried: Vec::new(),
             ring,
+            mail: Mail::new(plan.mesh.shards()),
             outbox: Outbox::new(plan.mesh.clone(), id),
             acceptor: Acceptor::new(plan.listener, plan.slots, plan.mesh.shards()),
-            sockets: Sockets::default(),
+            sockets: Sockets::with_capacity(plan.slots as usize),
             moves: Moves::default(),
             unread: Unread::new(plan.unread_bytes_max),
             storage: Storage::new(plan.backend, plan.mesh.clone(), id),
@@ -231,82 +255,15 @@ impl Driver {
             tallies: Tallies::new(),
             published: plan.published,
             published_at_us: 0,
+            turn_max_us,
+            due_us: 0,
             draining: false,
             stopped: false,
-            core: Shard::new(plan.core),
+            core: Shard::new(ShardConfig {
+                connections_hint: plan.slots as usize,
+                ..plan.core
+            }),
             mesh: plan.mesh,
-        };
-        Ok((driver, doorbell))
-    }
-
-    /// Serves until the drain is complete or the shard is told to stop.
-    async fn run(
-        &mut self,
-        doorbell: &Doorbell,
-        accepts: &mpsc::SyncSender<()>,
-    ) -> Result<(), RingError> {
-        self.turn();
-        self.ring.submit_and_reap()?;
-        let _ = accepts.send(());
-        let mut quiet_ticks = 0;
-        while !self.is_over() {
-            self.ring.arm_tick(TICK);
-            self.block()?;
-            let Work { ticked, busy } = self.turn();
-            if busy {
-                quiet_ticks = 0;
-            } else if ticked {
-                quiet_ticks += 1;
-            }
-            if quiet_ticks >= QUIET_TICKS && self.may_sleep() {
-                quiet_ticks = 0;
-                self.sleep(doorbell).await?;
-            } else if ticked {
-                glommio::executor().yield_task_queue_now().await;
-            }
-        }
-        self.publish();
-        Ok(())
-    }
-
-    /// Submits, and waits for something to do.
-    fn block(&mut self) -> Result<(), RingError> {
-        let waits = !self.has_work() && self.mesh.announce_block(self.id);
-        let entered = if waits {
-            self.ring.submit_and_wait()
-        } else {
-            self.ring.submit_and_reap()
-        };
-        self.mesh.unblocked(self.id);
-        entered
-    }
-
-    /// Waits in glommio, without a tick.
-    async fn sleep(&mut self, doorbell: &Doorbell) -> Result<(), RingError> {
-        self.ring.disarm_tick();
-        self.ring.submit_and_reap()?;
-        // The last of the busy time; from here on each completion rings.
-        self.turn();
-        doorbell.enable(&mut self.ring);
-        let entered = self.sleep_enabled(doorbell).await;
-        self.mesh.unblocked(self.id);
-        doorbell.disable(&mut self.ring);
-        entered
-    }
-
-    async fn sleep_enabled(&mut self, doorbell: &Doorbell) -> Result<(), RingError> {
-        if !self.may_sleep() || !self.mesh.announce_block(self.id) {
-            return Ok(());
-        }
-        if let Some(at_us) = self.next_deadline_us() {
-            self.ring.arm_deadline(at_us);
-        }
-        self.ring.submit_and_reap()?;
-        if self.ring.has_completions() {
-            return Ok(());
-        }
-        self.tallies.bump(Tally::Parks);
-        self.publish();
-        doorbell.wait().await.map_err(RingError::Enter)
+        })
     }
 }

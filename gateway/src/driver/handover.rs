@@ -9,7 +9,7 @@
 //! - A descriptor that has arrived at another shard is followed by exactly one letter.
 
 use super::{
-    Driver,
+    Driver, LISTED_MAX,
     counters::Tally,
     mesh::{Adoption, Letter},
     ring::{Errno, Key, Op, Slot},
@@ -38,6 +38,11 @@ impl Moves {
 
     pub(super) fn cancel(&mut self, index: u32) {
         self.0.remove(&index);
+    }
+
+    /// Gives back what a burst has left.
+    pub(super) fn trim(&mut self) {
+        self.0.shrink_to(LISTED_MAX);
     }
 }
 

@@ -2,12 +2,14 @@
 //! and the embedder leave things for it.
 //!
 //! # The parked flag
-//! A shard that is about to block says so, looks at its queues once more, and blocks only if they
-//! are empty ([`Parked::announce`]). Whoever put something into a queue looks at the flag
-//! afterwards, and the one that takes it down wakes the shard ([`Parked::claim`]). Each side
-//! writes before it reads, with a full fence between (Dekker): at least one of them sees the other,
-//! so no letter is left lying while its reader sleeps. The flag is the one atomic protocol of
-//! the gateway.
+//! Shards that share a thread are a *crew*, and block together. A crew that is about to block says
+//! so, looks at its queues once more, and blocks only if they are empty ([`Parked::announce`]).
+//! Whoever put something into a queue looks at the flag afterwards, and the one that takes it down
+//! wakes the crew ([`Parked::claim`]). Each side writes before it reads, with a full fence between
+//! (Dekker): at least one of them sees the other, so no letter is left lying while its reader
+//! sleeps.
+//!
+//! Which queues have letters is said by the receiver's [`Mailbox`].
 //!
 //! # Invariants
 //! - A queue between two shards is bounded. What finds it full stays with the sender, in order, and
@@ -15,7 +17,10 @@
 //! - The desk's own queues are bounded by what is in flight: a storage answer takes the place of its
 //!   request.
 
-use super::ring::{Bell, Ring, RingError, RingHandle, Slot};
+use super::{
+    mailbox::{Mail, Mailbox},
+    ring::{Bell, Ring, RingError, RingHandle, Slot},
+};
 use crossbeam::{
     queue::{ArrayQueue, SegQueue},
     utils::CachePadded,
@@ -34,7 +39,7 @@ use std::{
 /// the memory of all queues together is bounded by [`LETTERS_INTO_SHARD`].
 const LETTERS_PER_PAIR_MAX: usize = 4_096;
 const LETTERS_PER_PAIR_MIN: usize = 64;
-const LETTERS_INTO_SHARD: usize = 8_192;
+const LETTERS_INTO_SHARD: usize = 4_096;
 
 /// From one shard to another.
 #[derive(Debug)]
@@ -102,12 +107,18 @@ impl Parked {
     }
 }
 
+/// Shards that share a thread, as others see them.
+#[derive(Debug)]
+struct Crew {
+    parked: CachePadded<Parked>,
+    bell: Bell,
+}
+
 /// A shard as others see it.
 #[derive(Debug)]
 struct Desk {
-    parked: CachePadded<Parked>,
-    bell: Bell,
     ring: OnceLock<RingHandle>,
+    mailbox: Mailbox,
     stored: SegQueue<Vec<Completion<Messages>>>,
     orders: SegQueue<Order>,
     /// Has nothing more to do for anybody, after a drain.
@@ -118,40 +129,48 @@ struct Desk {
 #[derive(Debug)]
 pub(crate) struct Mesh {
     shards: usize,
+    /// Shard `n` belongs to crew `n % crews.len()`.
+    crews: Vec<Crew>,
     /// By receiver, then by sender.
     queues: Vec<ArrayQueue<Letter>>,
     desks: Vec<Desk>,
 }
 
 impl Mesh {
-    pub(crate) fn new(shards: usize) -> Result<Self, RingError> {
-        let per_pair = LETTERS_INTO_SHARD / shards.max(1);
-        Self::with_queues(
-            shards,
-            per_pair.clamp(LETTERS_PER_PAIR_MIN, LETTERS_PER_PAIR_MAX),
-        )
+    /// `crews` threads share `shards` shards evenly; at most as many as there are shards.
+    pub(crate) fn new(shards: usize, crews: usize) -> Result<Self, RingError> {
+        Self::with_queues(shards, crews, letters_per_pair(shards))
     }
 
-    fn with_queues(shards: usize, letters_per_pair: usize) -> Result<Self, RingError> {
+    fn with_queues(
+        shards: usize,
+        crews: usize,
+        letters_per_pair: usize,
+    ) -> Result<Self, RingError> {
         let queue = |pair: usize| {
             // A shard sends nothing to itself.
             let own = pair / shards == pair % shards;
             ArrayQueue::new(if own { 1 } else { letters_per_pair })
         };
-        let desk = |_| {
-            Ok(Desk {
+        let crew = |_| {
+            Ok(Crew {
                 parked: CachePadded::default(),
                 bell: Bell::new()?,
-                ring: OnceLock::new(),
-                stored: SegQueue::new(),
-                orders: SegQueue::new(),
-                drained: AtomicBool::new(false),
             })
         };
+        let desk = |_| Desk {
+            ring: OnceLock::new(),
+            mailbox: Mailbox::new(shards),
+            stored: SegQueue::new(),
+            orders: SegQueue::new(),
+            drained: AtomicBool::new(false),
+        };
+        let crews = crews.clamp(1, shards.max(1));
         Ok(Self {
             shards,
+            crews: (0..crews).map(crew).collect::<Result<_, RingError>>()?,
             queues: (0..shards * shards).map(queue).collect(),
-            desks: (0..shards).map(desk).collect::<Result<_, RingError>>()?,
+            desks: (0..shards).map(desk).collect(),
         })
     }
 
@@ -161,11 +180,8 @@ impl Mesh {
 
     /// From any thread.
     pub(crate) fn order(&self, shard: usize, order: Order) {
-        let desk = &self.desks[shard];
-        desk.orders.push(order);
-        if desk.parked.claim() {
-            desk.bell.ring();
-        }
+        self.desks[shard].orders.push(order);
+        self.call(ShardId(shard as u16));
     }
 
     /// Each shard says where its ring is, once, before any of them runs.
@@ -178,26 +194,40 @@ impl Mesh {
         self.desks.get(usize::from(shard.0))?.ring.get()
     }
 
+    /// Of the shard's crew.
     pub(super) fn bell(&self, shard: ShardId) -> &Bell {
-        &self.desk(shard).bell
+        &self.crew(shard).bell
     }
 
-    /// True if the shard may block. What is put in from now on wakes it.
+    /// True if the crew of this shard may block. What is put in from now on wakes it.
     pub(super) fn announce_block(&self, shard: ShardId) -> bool {
-        let desk = self.desk(shard);
-        desk.parked.announce(|| {
-            desk.stored.is_empty() && desk.orders.is_empty() && !self.has_letters(shard)
+        let crew = self.crew(shard);
+        crew.parked.announce(|| {
+            let first = usize::from(shard.0) % self.crews.len();
+            let mut desks = self.desks.iter().skip(first).step_by(self.crews.len());
+            desks.all(Desk::is_empty)
         })
     }
 
     pub(super) fn unblocked(&self, shard: ShardId) {
-        self.desk(shard).parked.withdraw();
+        self.crew(shard).parked.withdraw();
     }
 
+    /// Has anybody left something for this shard?
+    pub(super) fn has_news(&self, shard: ShardId) -> bool {
+        !self.desk(shard).is_empty()
+    }
+
+    /// Looks into each queue: for the end of a drain, when the last letter counts.
     pub(super) fn has_letters(&self, shard: ShardId) -> bool {
         let first = usize::from(shard.0) * self.shards;
         let queues = &self.queues[first..first + self.shards];
         queues.iter().any(|queue| !queue.is_empty())
+    }
+
+    /// Adds whoever has written since the last look.
+    pub(super) fn take_mail(&self, shard: ShardId, mail: &mut Mail) {
+        self.desk(shard).mailbox.take(mail);
     }
 
     pub(super) fn take_letter(&self, from: ShardId, to: ShardId) -> Option<Letter> {
@@ -223,12 +253,45 @@ impl Mesh {
         self.desks.iter().all(drained)
     }
 
+    /// Something was left for this shard by a thread that has no ring.
+    fn call(&self, shard: ShardId) {
+        let crew = self.crew(shard);
+        if crew.parked.claim() {
+            crew.bell.ring();
+        }
+    }
+
+    fn crew_of(&self, shard: ShardId) -> usize {
+        usize::from(shard.0) % self.crews.len()
+    }
+
+    fn crew(&self, shard: ShardId) -> &Crew {
+        &self.crews[self.crew_of(shard)]
+    }
+
     fn desk(&self, shard: ShardId) -> &Desk {
         &self.desks[usize::from(shard.0)]
     }
 
     fn queue(&self, from: ShardId, to: ShardId) -> &ArrayQueue<Letter> {
         &self.queues[usize::from(to.0) * self.shards + usize::from(from.0)]
+    }
+}
+
+fn letters_per_pair(shards: usize) -> usize {
+    let per_pair = LETTERS_INTO_SHARD / shards.max(1);
+    per_pair.clamp(LETTERS_PER_PAIR_MIN, LETTERS_PER_PAIR_MAX)
+}
+
+/// Memory of the queues into one of so many shards. They have their full size from the start.
+pub(super) fn queue_bytes(shards: usize) -> usize {
+    // Each place has a number beside the letter.
+    letters_per_pair(shards) * shards.saturating_sub(1) * size_of::<(usize, Letter)>()
+}
+
+impl Desk {
+    fn is_empty(&self) -> bool {
+        self.mailbox.is_empty() && self.stored.is_empty() && self.orders.is_empty()
     }
 }
 
@@ -241,11 +304,8 @@ pub(super) struct StoreDesk {
 
 impl Sink<Messages> for StoreDesk {
     fn complete(&self, batch: Vec<Completion<Messages>>) {
-        let desk = self.mesh.desk(self.shard);
-        desk.stored.push(batch);
-        if desk.parked.claim() {
-            desk.bell.ring();
-        }
+        self.mesh.desk(self.shard).stored.push(batch);
+        self.mesh.call(self.shard);
     }
 }
 
@@ -257,8 +317,9 @@ pub(super) struct Outbox {
     /// By receiver: what found the queue full.
     waiting: Vec<VecDeque<Letter>>,
     waiting_count: usize,
-    /// Receivers with something new in this turn.
-    told: Vec<bool>,
+    /// Receivers with something new in this turn, and whether each is among them.
+    told: Vec<ShardId>,
+    is_told: Vec<bool>,
 }
 
 impl Outbox {
@@ -269,19 +330,20 @@ impl Outbox {
             shard,
             waiting: (0..shards).map(|_| VecDeque::new()).collect(),
             waiting_count: 0,
-            told: vec![false; shards],
+            told: Vec::new(),
+            is_told: vec![false; shards],
         }
     }
 
     /// True if the letter found room at once.
     pub(super) fn post(&mut self, to: ShardId, letter: Letter) -> bool {
+        self.tell(to);
         let waiting = &mut self.waiting[usize::from(to.0)];
         let refused = if waiting.is_empty() {
             self.mesh.queue(self.shard, to).push(letter).err()
         } else {
             Some(letter)
         };
-        self.told[usize::from(to.0)] = true;
         match refused {
             None => true,
             Some(letter) => {
@@ -292,10 +354,40 @@ impl Outbox {
         }
     }
 
-    /// Tries again what waits, then wakes each receiver that sleeps, once. Returns the wakes.
+    fn tell(&mut self, to: ShardId) {
+        if !std::mem::replace(&mut self.is_told[usize::from(to.0)], true) {
+            self.told.push(to);
+        }
+    }
+
+    /// Tries again what waits, then tells each receiver once, and wakes those that sleep. Returns
+    /// the wakes.
     pub(super) fn flush(&mut self, ring: &mut Ring) -> u64 {
+        if self.waiting_count > 0 {
+            self.post_waiting();
+        }
         let mut wakes = 0;
-        for to in 0..self.told.len() {
+        let own = self.mesh.crew_of(self.shard);
+        let mut told = std::mem::take(&mut self.told);
+        for to in told.drain(..) {
+            self.is_told[usize::from(to.0)] = false;
+            self.mesh.desk(to).mailbox.raise(self.shard);
+            let crew = self.mesh.crew_of(to);
+            // One's own crew is awake: it is running this.
+            if crew != own && self.mesh.crews[crew].parked.claim() {
+                // Its first shard's ring is the one it blocks in.
+                if let Some(handle) = self.mesh.ring(ShardId(crew as u16)) {
+                    ring.wake(handle);
+                }
+                wakes += 1;
+            }
+        }
+        self.told = told;
+        wakes
+    }
+
+    fn post_waiting(&mut self) {
+        for to in 0..self.waiting.len() {
             let shard = ShardId(to as u16);
             while let Some(letter) = self.waiting[to].pop_front() {
                 if let Err(letter) = self.mesh.queue(self.shard, shard).push(letter) {
@@ -303,17 +395,9 @@ impl Outbox {
                     break;
                 }
                 self.waiting_count -= 1;
-                self.told[to] = true;
-            }
-            let told = std::mem::take(&mut self.told[to]);
-            if told && self.mesh.desk(shard).parked.claim() {
-                if let Some(handle) = self.mesh.ring(shard) {
-                    ring.wake(handle);
-                }
-                wakes += 1;
+                self.tell(shard);
             }
         }
-        wakes
     }
 
     /// Letters that wait for room.
@@ -343,6 +427,7 @@ mod tests {
         mesh: Arc<Mesh>,
         ring: Ring,
         outbox: Outbox,
+        mail: Mail,
     }
 
     impl Reader {
@@ -360,6 +445,7 @@ mod tests {
                 id,
                 ring,
                 outbox: Outbox::new(mesh.clone(), id),
+                mail: Mail::new(mesh.shards()),
                 mesh: mesh.clone(),
             }
         }
@@ -388,9 +474,14 @@ mod tests {
         }
 
         fn take(&mut self, from: u16) -> Option<u32> {
-            match self.mesh.take_letter(ShardId(from), self.id)? {
-                Letter::Discard(Slot(number)) => Some(number),
-                other => panic!("{other:?}"),
+            self.mesh.take_mail(self.id, &mut self.mail);
+            match self.mesh.take_letter(ShardId(from), self.id) {
+                Some(Letter::Discard(Slot(number))) => Some(number),
+                Some(other) => panic!("{other:?}"),
+                None => {
+                    self.mail.done(ShardId(from));
+                    None
+                }
             }
         }
     }
@@ -414,7 +505,7 @@ mod tests {
 
     #[test]
     fn no_letter_is_lost_or_overtaken_and_no_wake_either() {
-        let mesh = Arc::new(Mesh::with_queues(2, QUEUE).unwrap());
+        let mesh = Arc::new(Mesh::with_queues(2, 2, QUEUE).unwrap());
         let made = Arc::new(Barrier::new(2));
         let (echo_mesh, echo_made) = (mesh.clone(), made.clone());
         let echo = thread::spawn(move || {
@@ -464,7 +555,7 @@ mod tests {
     #[test]
     fn storage_threads_wake_a_shard_that_blocks() {
         const BATCHES: u64 = 50_000;
-        let mesh = Arc::new(Mesh::with_queues(1, QUEUE).unwrap());
+        let mesh = Arc::new(Mesh::with_queues(1, 1, QUEUE).unwrap());
         let (request_tx, requests) = mpsc::sync_channel::<u64>(64);
         let desk = StoreDesk {
             mesh: mesh.clone(),
@@ -501,7 +592,7 @@ mod tests {
 
     #[test]
     fn a_full_queue_keeps_letters_with_their_sender() {
-        let mesh = Arc::new(Mesh::with_queues(2, 4).unwrap());
+        let mesh = Arc::new(Mesh::with_queues(2, 2, 4).unwrap());
         let mut sender = Reader::new(0, &mesh);
         let mut receiver = Reader::new(1, &mesh);
         let fits: Vec<bool> = (0..7)

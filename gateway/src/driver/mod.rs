@@ -2,9 +2,9 @@
 //! other.
 //!
 //! ```text
-//!   loop (executor.rs)
-//!     block in the ring, or sleep through glommio
-//!     turn (below)
+//!   loop (crew.rs), for all shards of a thread
+//!     block, or sleep through glommio
+//!     turn (below), of each shard that has something to do
 //!       completions, letters, storage answers, orders, time  ->  core.handle(input)
 //!       carry out the core's effects
 //!       reads, accepts, one SEND per connection, one storage batch, letters, wakes
@@ -24,8 +24,11 @@ mod accept;
 mod buffer;
 mod clock;
 mod counters;
+mod crew;
 mod executor;
+pub mod footprint;
 mod handover;
+mod mailbox;
 mod mesh;
 mod ring;
 mod send;
@@ -36,7 +39,7 @@ pub(crate) use accept::listen;
 pub(crate) use clock::now;
 pub(crate) use counters::Published;
 pub use counters::{Metric, MetricKind};
-pub(crate) use executor::{ShardPlan, ShardThread};
+pub(crate) use executor::{CrewError, CrewThread, ShardPlan};
 pub(crate) use mesh::{Mesh, Order};
 pub(crate) use ring::RingError;
 pub use ring::{Features, ProbeError, RingSizes, memlock_needed, probe_kernel};
@@ -46,6 +49,7 @@ use accept::Acceptor;
 use buffer::Unread;
 use counters::{Level, Tallies, Tally};
 use handover::Moves;
+use mailbox::Mail;
 use mesh::{Letter, Outbox};
 use portico_core::{
     ConnId, Credentials, Effect, Effects, Input, Now, Shard, ShardId, store::StoreToken,
@@ -58,12 +62,16 @@ use storage::Storage;
 /// What a turn takes at most, so that glommio and the other sources get their turns.
 const COMPLETIONS_PER_TURN: usize = 256;
 const TURN_MAX_US: u64 = 500;
+/// The same for all shards of a thread together, each of which gets an equal part.
+const ROUND_MAX_US: u64 = 4_000;
 /// The clock is looked at once in so many completions.
 const CLOCK_EVERY: usize = 32;
 const LETTERS_PER_TURN: usize = 512;
-/// A sign-in costs some 50 us.
-const SIGN_INS_PER_TURN: usize = 8;
 const PUBLISH_EVERY_US: u64 = 50_000;
+/// How often lists that a burst has made long become short again.
+const TRIM_EVERY_US: u64 = 1_000_000;
+/// A list that has room for more than this gives it back.
+const LISTED_MAX: usize = 1_024;
 
 /// One shard with everything it owns.
 #[derive(Debug)]
@@ -76,6 +84,7 @@ struct Driver {
     carried: Vec<Effect>,
     ring: Ring,
     mesh: Arc<Mesh>,
+    mail: Mail,
     outbox: Outbox,
     acceptor: Acceptor,
     sockets: Sockets,
@@ -86,6 +95,9 @@ struct Driver {
     tallies: Tallies,
     published: Arc<Published>,
     published_at_us: u64,
+    turn_max_us: u64,
+    /// When time alone brings work, as of the last turn.
+    due_us: u64,
     draining: bool,
     stopped: bool,
 }
@@ -114,11 +126,14 @@ struct Work {
 }
 
 impl Driver {
-    /// One turn of the loop.
-    fn turn(&mut self) -> Work {
+    /// One turn of the loop. `ticked` on another shard's word: one tick serves all of a thread.
+    fn turn(&mut self, ticked: bool) -> Work {
         self.now = clock::now();
         self.tallies.bump(Tally::Turns);
-        let mut work = Work::default();
+        let mut work = Work {
+            ticked,
+            busy: false,
+        };
         self.take_completions(&mut work);
         work.busy |= self.take_letters();
         work.busy |= self.take_stored();
@@ -137,12 +152,22 @@ impl Driver {
         if self.draining {
             self.mesh.set_drained(self.id, self.is_drained());
         }
+        self.due_us = self.next_deadline_us().unwrap_or(u64::MAX);
         work
+    }
+
+    /// Would a turn find anything? Asked at every round of the thread, so it only looks at flags.
+    fn is_due(&mut self, now_us: u64) -> bool {
+        self.due_us <= now_us
+            || self.ring.has_news()
+            || self.mesh.has_news(self.id)
+            || self.has_work()
     }
 
     /// Is there work that no completion, letter or answer would announce?
     fn has_work(&self) -> bool {
         !self.fx.is_empty()
+            || !self.mail.is_empty()
             || !self.sign_ins.waiting.is_empty()
             || self.storage.has_failed()
             || !self.sockets.dirty.is_empty()
@@ -151,14 +176,17 @@ impl Driver {
             || self.stopped
     }
 
-    /// May the shard do without its tick? Not while something waits to be tried again.
+    /// May the shard do without its tick?
     fn may_sleep(&self) -> bool {
-        !self.has_work()
-            && self.sockets.ready.is_empty()
-            && self.outbox.waiting() == 0
-            && self.storage.waiting() == 0
-            && !self.acceptor.is_failed()
-            && !self.draining
+        !self.has_work() && !self.waits_for_tick() && !self.draining
+    }
+
+    /// Does something wait to be tried again?
+    fn waits_for_tick(&self) -> bool {
+        !self.sockets.ready.is_empty()
+            || self.outbox.waiting() > 0
+            || self.storage.waiting() > 0
+            || self.acceptor.is_failed()
     }
 
     /// When time alone brings work.
@@ -195,7 +223,7 @@ impl Driver {
                 break;
             };
             self.on_completion(completion, work);
-            if count % CLOCK_EVERY == 0 && clock::mono_us() - start_us > TURN_MAX_US {
+            if count % CLOCK_EVERY == 0 && clock::mono_us() - start_us > self.turn_max_us {
                 break;
             }
         }
@@ -213,7 +241,8 @@ impl Driver {
                 result,
                 lent,
                 more,
-            } => self.on_received(key, result, lent, more),
+                last,
+            } => self.on_received(key, result, lent, more, last),
             Completion::Sent {
                 key,
                 result,
@@ -233,17 +262,21 @@ impl Driver {
         }
     }
 
-    /// A share of each other shard's letters.
+    /// A share of the letters of each shard that has written.
     fn take_letters(&mut self) -> bool {
-        let shards = self.mesh.shards();
-        let share = (LETTERS_PER_TURN / shards).max(1);
-        let mut any = false;
-        for from in (0..shards).map(|from| ShardId(from as u16)) {
+        self.mesh.take_mail(self.id, &mut self.mail);
+        if self.mail.is_empty() {
+            return false;
+        }
+        let share = (LETTERS_PER_TURN / self.mail.senders()).max(1);
+        let mut next = 0;
+        while let Some(from) = self.mail.next(next) {
+            next = usize::from(from.0) + 1;
             for _ in 0..share {
                 let Some(letter) = self.mesh.take_letter(from, self.id) else {
+                    self.mail.done(from);
                     break;
                 };
-                any = true;
                 match letter {
                     Letter::Message(message) => {
                         let input = Input::Message { from, message };
@@ -254,7 +287,7 @@ impl Driver {
                 }
             }
         }
-        any
+        true
     }
 
     /// All of them: they are what frees memory.
@@ -354,11 +387,15 @@ impl Driver {
         }
     }
 
-    /// Asks the authenticator, for some of those who wait.
+    /// Asks the authenticator, for as many of those who wait as there is time: a resume token takes
+    /// it a microsecond or two, an access token some 50.
     fn sign_in(&mut self) -> bool {
-        let count = self.sign_ins.waiting.len().min(SIGN_INS_PER_TURN);
+        if self.sign_ins.waiting.is_empty() {
+            return false;
+        }
+        let start_us = clock::mono_us();
         let now_unix_s = self.now.wall_us / 1_000_000;
-        for (conn, credentials) in self.sign_ins.waiting.drain(..count) {
+        while let Some((conn, credentials)) = self.sign_ins.waiting.pop_front() {
             let Some(index) = self.sockets.of_conn(conn) else {
                 continue;
             };
@@ -371,9 +408,12 @@ impl Driver {
             }
             let input = Input::Authenticated { conn, result };
             self.core.handle(self.now, input, &mut self.fx);
+            if clock::mono_us() - start_us > self.turn_max_us {
+                break;
+            }
         }
         self.carry_out();
-        count > 0
+        true
     }
 
     fn post_messages(&mut self) {
@@ -391,7 +431,20 @@ impl Driver {
         }
     }
 
+    /// Gives back what a burst has left in lists.
+    fn trim(&mut self) {
+        self.fx.trim();
+        self.carried.shrink_to(LISTED_MAX);
+        self.sign_ins.waiting.shrink_to(LISTED_MAX);
+        self.sockets.trim();
+        self.moves.trim();
+        self.ring.trim(LISTED_MAX);
+    }
+
     fn publish(&mut self) {
+        if self.now.mono_us / TRIM_EVERY_US != self.published_at_us / TRIM_EVERY_US {
+            self.trim();
+        }
         self.published_at_us = self.now.mono_us;
         let counts = self.storage.take_counts();
         self.tallies.add(Tally::StoreBatches, counts.batches);
@@ -403,6 +456,7 @@ impl Driver {
         set(Level::SocketsMax, self.acceptor.slots());
         set(Level::UnreadBytes, self.unread.bytes());
         set(Level::ReadsWaiting, self.sockets.ready.len());
+        set(Level::Bulk, self.sockets.in_bulk());
         set(Level::StoreQueue, self.storage.waiting());
         set(Level::MeshOutbox, self.outbox.waiting());
         let gauges = self.core.gauges();

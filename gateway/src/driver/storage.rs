@@ -4,6 +4,9 @@
 //! - Requests are handed in in the order in which the core made them; all of a shard go in one lane.
 //! - What the adapter gives back keeps its place and is handed in again at the next tick, or when
 //!   an answer has made room. The core bounds how much can wait: it counts it as in flight.
+//! - A batch that was given back is tried again at half its size, and sizes double again with
+//!   success: dozens of shards that press on a full adapter would else spend their time on carrying
+//!   large batches back and forth.
 //! - Each request is answered once: by the adapter, or here when its deadline passes first.
 
 use super::{
@@ -26,6 +29,8 @@ pub(super) struct Storage {
     caps: Caps,
     lane: u32,
     queue: VecDeque<Request<Messages>>,
+    /// Requests of the next batch, at most.
+    batch_max: usize,
     /// Why the adapter gave the last batch back; nothing is handed in until it may take more.
     refused: Option<Error>,
     /// Requests that will never reach the adapter, with the answer they get instead.
@@ -59,8 +64,10 @@ impl Storage {
         mesh: Arc<Mesh>,
         shard: ShardId,
     ) -> Self {
+        let caps = backend.caps();
         Self {
-            caps: backend.caps(),
+            batch_max: caps.batch_max.max(1),
+            caps,
             sink: Arc::new(StoreDesk { mesh, shard }),
             backend,
             lane: u32::from(shard.0),
@@ -90,7 +97,10 @@ impl Storage {
             let batch = self.next_batch();
             self.batches += 1;
             match self.backend.submit(batch, &self.sink) {
-                Ok(()) => {}
+                Ok(()) => {
+                    let most = self.caps.batch_max.max(1);
+                    self.batch_max = self.batch_max.saturating_mul(2).min(most);
+                }
                 Err(Rejected { batch, why }) => self.take_back(batch, why),
             }
         }
@@ -146,8 +156,8 @@ impl Storage {
             bytes += size;
             first || bytes <= self.caps.batch_bytes_max
         };
-        let most = self.caps.batch_max.max(1);
-        let count = self.queue.iter().take(most).take_while(fits).count();
+        let some = self.queue.iter().take(self.batch_max);
+        let count = some.take_while(fits).count();
         self.queue.drain(..count).collect()
     }
 
@@ -155,6 +165,7 @@ impl Storage {
         self.rejected += 1;
         match why.kind {
             Kind::Overloaded | Kind::Unavailable | Kind::Unknown => {
+                self.batch_max = (batch.len() / 2).max(1);
                 for request in batch.into_iter().rev() {
                     self.queue.push_front(request);
                 }
@@ -236,7 +247,7 @@ mod tests {
     }
 
     fn storage(backend: &Arc<Scripted>) -> Storage {
-        let mesh = Arc::new(Mesh::new(1).unwrap());
+        let mesh = Arc::new(Mesh::new(1, 1).unwrap());
         Storage::new(backend.clone(), mesh, ShardId(0))
     }
 
@@ -266,7 +277,8 @@ mod tests {
         storage.retry();
         storage.submit();
         let taken = backend.taken.lock().unwrap().clone();
-        assert_eq!(taken, [vec![0, 1, 2], vec![3, 4, 5], vec![6]]);
+        // The second try is half as large, and what follows grows again.
+        assert_eq!(taken, [vec![0, 1, 2], vec![3], vec![4, 5], vec![6]]);
         assert!(!storage.has_failed() && storage.waiting() == 0);
     }
 

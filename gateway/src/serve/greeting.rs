@@ -3,6 +3,7 @@
 use crate::{
     admin::VERSION,
     config::{BackendKind, Config, Settings},
+    limits,
     probe::{self, Machine},
 };
 use std::{
@@ -59,27 +60,18 @@ fn text(
         machine.shards,
         probe::list(&machine.cpus),
         machine.features.kernel,
-        queue_bytes_max(config, machine.shards).div_ceil(MIB),
+        queue_bytes_max(config, machine).div_ceil(MIB),
         config.limits.outbox_bytes_max.div_ceil(1 << 10),
     )
 }
 
 /// What all queues that are not a client's own can hold together.
-fn queue_bytes_max(config: &Settings, shards: u16) -> u64 {
-    let bytes = |count: usize| u64::try_from(count).unwrap_or(u64::MAX);
-    let buffers = u64::from(config.ring.buffers) * u64::from(config.ring.buffer_bytes);
-    let shard = bytes(config.limits.store_bytes_max)
-        .saturating_add(bytes(config.shard.unread_bytes_max))
-        .saturating_add(buffers);
-    // The store counts reads and writes apart.
-    let store = match config.server.backend {
-        BackendKind::Embedded => config.store.cache_bytes,
-        BackendKind::Memory => 0,
-    }
-    .saturating_add(bytes(config.store.bytes_max).saturating_mul(2));
-    shard
-        .saturating_mul(u64::from(shards))
-        .saturating_add(store)
+fn queue_bytes_max(config: &Settings, machine: &Machine) -> u64 {
+    let buffers = u64::from(machine.ring.buffers) * u64::from(machine.ring.buffer_bytes);
+    limits::shard_queue_bytes_max(config)
+        .saturating_add(buffers)
+        .saturating_mul(u64::from(machine.shards))
+        .saturating_add(limits::store_queue_bytes_max(config))
 }
 
 /// An address that a client on this machine can connect to.
@@ -95,27 +87,32 @@ fn reachable(listen: SocketAddr) -> SocketAddr {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use portico_gateway::Features;
+    use portico_gateway::{Features, RingSizes};
 
-    fn greet(change: impl FnOnce(&mut Settings), listen: &str) -> String {
-        let mut settings = Settings::default();
-        change(&mut settings);
-        let machine = Machine {
+    fn machine(shards: u16) -> Machine {
+        let cpus = vec![0, 1, 2, 5];
+        Machine {
             features: Features {
                 kernel: "6.12.0".to_owned(),
                 recommended: true,
             },
-            cpus: vec![0, 1, 2, 5],
-            shards: 4,
+            ring: RingSizes::auto().resolve(usize::from(shards), cpus.len()),
+            cpus,
+            shards,
             locked_bytes: 0,
             locked_bytes_max: None,
             open_files_max: 0,
             fewer: None,
-        };
+        }
+    }
+
+    fn greet(change: impl FnOnce(&mut Settings), listen: &str) -> String {
+        let mut settings = Settings::default();
+        change(&mut settings);
         let admin = SocketAddr::from(([127, 0, 0, 1], 7480));
         text(
             &settings,
-            &machine,
+            &machine(4),
             listen.parse().unwrap(),
             admin,
             "./portico",
@@ -147,8 +144,15 @@ mod tests {
     #[test]
     fn memory_counts_every_queue() {
         let settings = Settings::default();
-        let shard = (32 << 20) + (64 << 20) + 1_024 * 2_048;
-        let store = (64 << 20) + 2 * (64 << 20);
-        assert_eq!(queue_bytes_max(&settings, 3), 3 * shard + store);
+        let shard = |buffers: u64| (32 << 20) + (64 << 20) + (1_536 << 10) + buffers * 2_048;
+        let store = (64 << 20) + 2 * (64_u64 << 20);
+        assert_eq!(
+            queue_bytes_max(&settings, &machine(3)),
+            3 * shard(1_024) + store
+        );
+        assert_eq!(
+            queue_bytes_max(&settings, &machine(9)),
+            9 * shard(256) + store
+        );
     }
 }

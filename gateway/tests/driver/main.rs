@@ -4,6 +4,9 @@
 //! bytes of clients that are quick, slow, many, or gone. What the protocol means is proved in the
 //! core's own tests.
 
+mod bulk;
+mod bulk_cost;
+mod crew;
 mod ending;
 mod limits;
 mod many;

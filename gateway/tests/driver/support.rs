@@ -8,7 +8,7 @@ use portico_gateway::{
 use portico_wire::{
     CloseCode, Flags, Frame, Op, RouteHeader, VERSION,
     encode::{Encoder, put_ack, put_routed},
-    frame::ConvKind,
+    frame::{ConvKind, ROUTE_END},
     ids::{ConvSeq, DeviceId, MsgId, Seq, UserId},
     limits::FRAME_BYTES_TO_CLIENT_MAX,
     message::{ClientState, Close, Hello},
@@ -185,6 +185,28 @@ pub(crate) fn message(to: u64, corr: u32, body: &[u8]) -> Vec<u8> {
     };
     let mut out = Vec::new();
     put_routed(&mut out, Op::Send as u8, Flags::NONE, corr, 0, &route, body);
+    out
+}
+
+/// An ephemeral message, in a frame of this size.
+pub(crate) fn ephemeral(to: u64, frame_bytes: usize) -> Vec<u8> {
+    let route = RouteHeader {
+        msg_id: MsgId::new_v7(1, 1),
+        conv: to,
+        conv_kind: ConvKind::DIRECT,
+        ..RouteHeader::default()
+    };
+    let body = vec![7; frame_bytes - ROUTE_END];
+    let mut out = Vec::new();
+    put_routed(
+        &mut out,
+        Op::Send as u8,
+        Flags::EPHEMERAL,
+        1,
+        0,
+        &route,
+        &body,
+    );
     out
 }
 

@@ -124,6 +124,32 @@ fn latency_counts_from_the_intended_time() {
     assert_eq!(findings.latency_us.len(), 1);
 }
 
+/// However late it arrives, and also when the end of the storm is known only later.
+#[test]
+fn what_was_due_in_a_storm_is_recorded_apart_as_well() {
+    let mut bench = Bench::new();
+    let deliver = |bench: &mut Bench, sent: &Sent| {
+        bench.accept(sent);
+        bench.deliver(sent);
+    };
+    let before = bench.send();
+    bench.verifier.set_storm_us(bench.now_us + 1..u64::MAX);
+    deliver(&mut bench, &before);
+    let (during, late) = (bench.send(), bench.send());
+    deliver(&mut bench, &during);
+    bench
+        .verifier
+        .set_storm_us(before.payload.intended_us + 1..bench.now_us);
+    bench.now_us += 5_000;
+    deliver(&mut bench, &late);
+    let after = bench.send();
+    deliver(&mut bench, &after);
+    let findings = bench.verifier.finish();
+    assert_eq!(findings.latency_us.len(), 4);
+    assert_eq!(findings.storm_latency_us.len(), 2);
+    assert!(findings.storm_latency_us.max() >= 5_000);
+}
+
 #[test]
 fn a_dropped_message_is_lost_and_its_receipt_is_missing() {
     let mut bench = Bench::new();

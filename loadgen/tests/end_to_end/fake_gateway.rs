@@ -58,11 +58,18 @@ pub(crate) enum Fault {
     ReceiptsOnRequest,
     /// Every user is turned away at login.
     TurnAway,
+    /// Every fourth user's first login is put off for a moment: CLOSE OVERLOADED.
+    PutOff,
+    /// Every fourth user's connection ends some time after login, without a word.
+    HangUp,
     /// Everything takes this much longer.
     DelayMs(u64),
     /// At the hundredth message everything stands still for this long, once.
     StallMs(u64),
 }
+
+/// Longer than the logins of a test take.
+const HANG_UP_AFTER: Duration = Duration::from_secs(2);
 
 /// Runs until the process ends: tests are short.
 #[derive(Debug)]
@@ -120,6 +127,8 @@ struct User {
     delivered: HashMap<UserId, ConvSeq>,
     /// Kept back until the next one.
     held: Option<(RouteHeader, Vec<u8>)>,
+    /// Logins tried so far.
+    logins: u64,
 }
 
 struct Entry {
@@ -285,6 +294,24 @@ impl<'a> Connection<'a> {
         self.ack(hello.last_seq);
         let own = self.world.user(self.user);
         let mut own = own.lock().expect("no panic");
+        own.logins += 1;
+        let chosen = self.user.0.is_multiple_of(4);
+        if self.world.fault == Fault::PutOff && chosen && own.logins == 1 {
+            let close = Close {
+                retry_after_ms: 50,
+                ..Close::new(CloseCode::OVERLOADED, "come back later")
+            };
+            Encoder::new().close(&mut out, &close);
+            let _ = self.stream.write_all(&out);
+            return Err(Ended);
+        }
+        if self.world.fault == Fault::HangUp && chosen {
+            let stream = self.stream.try_clone().map_err(|_| Ended)?;
+            thread::spawn(move || {
+                thread::sleep(HANG_UP_AFTER);
+                let _ = stream.shutdown(Shutdown::Both);
+            });
+        }
         let welcome = Welcome {
             user: self.user,
             device: self.device,

@@ -5,6 +5,7 @@
 //! wrongly: so every count is known beforehand.
 
 mod fake_gateway;
+mod hold;
 
 use fake_gateway::{FakeGateway, Fault};
 use portico_client::mint::SigningKey;
@@ -50,6 +51,22 @@ impl Setup {
 
     fn run(&self, target: &str, flags: &str) -> Output {
         Command::new(env!("CARGO_BIN_EXE_portico-loadgen"))
+            .args(flags.split_whitespace())
+            .args(["--target", target])
+            .arg("--data")
+            .arg(self.directory.path())
+            .arg("--json")
+            .arg(self.json_file())
+            .output()
+            .expect("the program starts")
+    }
+
+    /// The same, in a process that may open so many files.
+    fn run_limited(&self, target: &str, flags: &str, files: u64) -> Output {
+        Command::new("sh")
+            .arg("-c")
+            .arg(format!("ulimit -n {files} && exec \"$0\" \"$@\""))
+            .arg(env!("CARGO_BIN_EXE_portico-loadgen"))
             .args(flags.split_whitespace())
             .args(["--target", target])
             .arg("--data")

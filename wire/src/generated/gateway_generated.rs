@@ -5449,6 +5449,7 @@ impl<'a> Welcome<'a> {
   pub const VT_FEATURES: ::flatbuffers::VOffsetT = 32;
   pub const VT_SERVER_US: ::flatbuffers::VOffsetT = 34;
   pub const VT_NODE: ::flatbuffers::VOffsetT = 36;
+  pub const VT_RECONNECT_SPREAD_MS: ::flatbuffers::VOffsetT = 38;
 
   #[inline]
   pub unsafe fn init_from_table(table: ::flatbuffers::Table<'a>) -> Self {
@@ -5464,6 +5465,7 @@ impl<'a> Welcome<'a> {
     builder.add_floor_seq(args.floor_seq);
     builder.add_head_seq(args.head_seq);
     builder.add_user(args.user);
+    builder.add_reconnect_spread_ms(args.reconnect_spread_ms);
     if let Some(x) = args.node { builder.add_node(x); }
     builder.add_features(args.features);
     builder.add_max_frame(args.max_frame);
@@ -5600,6 +5602,13 @@ impl<'a> Welcome<'a> {
     // which contains a valid value in this slot
     unsafe { self._tab.get::<::flatbuffers::ForwardsUOffset<&str>>(Welcome::VT_NODE, None)}
   }
+  #[inline]
+  pub fn reconnect_spread_ms(&self) -> u32 {
+    // Safety:
+    // Created from valid Table for this object
+    // which contains a valid value in this slot
+    unsafe { self._tab.get::<u32>(Welcome::VT_RECONNECT_SPREAD_MS, Some(0)).unwrap()}
+  }
 }
 
 impl ::flatbuffers::Verifiable for Welcome<'_> {
@@ -5625,6 +5634,7 @@ impl ::flatbuffers::Verifiable for Welcome<'_> {
      .visit_field::<Feature>("features", Self::VT_FEATURES, false)?
      .visit_field::<u64>("server_us", Self::VT_SERVER_US, false)?
      .visit_field::<::flatbuffers::ForwardsUOffset<&str>>("node", Self::VT_NODE, false)?
+     .visit_field::<u32>("reconnect_spread_ms", Self::VT_RECONNECT_SPREAD_MS, false)?
      .finish();
     Ok(())
   }
@@ -5647,6 +5657,7 @@ pub struct WelcomeArgs<'a> {
     pub features: Feature,
     pub server_us: u64,
     pub node: Option<::flatbuffers::WIPOffset<&'a str>>,
+    pub reconnect_spread_ms: u32,
 }
 impl<'a> Default for WelcomeArgs<'a> {
   #[inline]
@@ -5669,6 +5680,7 @@ impl<'a> Default for WelcomeArgs<'a> {
       features: Default::default(),
       server_us: 0,
       node: None,
+      reconnect_spread_ms: 0,
     }
   }
 }
@@ -5747,6 +5759,10 @@ impl<'a: 'b, 'b, A: ::flatbuffers::Allocator + 'a> WelcomeBuilder<'a, 'b, A> {
     self.fbb_.push_slot_always::<::flatbuffers::WIPOffset<_>>(Welcome::VT_NODE, node);
   }
   #[inline]
+  pub fn add_reconnect_spread_ms(&mut self, reconnect_spread_ms: u32) {
+    self.fbb_.push_slot::<u32>(Welcome::VT_RECONNECT_SPREAD_MS, reconnect_spread_ms, 0);
+  }
+  #[inline]
   pub fn new(_fbb: &'b mut ::flatbuffers::FlatBufferBuilder<'a, A>) -> WelcomeBuilder<'a, 'b, A> {
     let start = _fbb.start_table();
     WelcomeBuilder {
@@ -5781,6 +5797,7 @@ impl ::core::fmt::Debug for Welcome<'_> {
       ds.field("features", &self.features());
       ds.field("server_us", &self.server_us());
       ds.field("node", &self.node());
+      ds.field("reconnect_spread_ms", &self.reconnect_spread_ms());
       ds.finish()
   }
 }

@@ -243,7 +243,7 @@ proptest! {
     #[test]
     fn welcome_reads_back(
         wide: (u64, u64, u64, u64),
-        medium: (u32, u32, u32, u32, u32),
+        medium: (u32, u32, u32, u32, u32, u32),
         narrow: (u16, u16, u16, u16, u16),
         resumed: bool,
         resume_token in vec(any::<u8>(), 0..=RESUME_TOKEN_BYTES_MAX),
@@ -268,6 +268,7 @@ proptest! {
             features: medium.4,
             server_us: wide.3,
             node: &node,
+            reconnect_spread_ms: medium.5,
         };
         let mut out = Vec::new();
         Encoder::new().welcome(&mut out, corr, &welcome);

@@ -141,7 +141,7 @@ pub(crate) fn all() -> Vec<Sample> {
         body!(e, Hello, ASK, hello, Hello),
         body!(e, Welcome, REPLY, welcome, Welcome),
         plain(Op::Ping, ASK, 0x0000_012c),
-        plain(Op::Pong, REPLY, 0),
+        plain(Op::Pong, REPLY, 0x0000_ea60),
         seq(Op::Ack, ASK),
         plain(Op::Done, REPLY, 0x0403_0201),
         body!(e, Error, REPLY, error_reply, ErrorReply),
@@ -502,9 +502,7 @@ pub(crate) fn example() -> Vec<(&'static str, Vec<u8>)> {
         };
         e.welcome(out, 1, &welcome);
     });
-    frame("alice < SYNCED", &|_, out| {
-        put_synced(out, Seq(login_us), 0)
-    });
+    frame("alice < SYNCED", &|_, out| put_synced(out, Seq(0), 0));
     frame("alice > PING", &|_, out| put_ping(out, 2, 60));
     frame("alice < PONG", &|_, out| put_pong(out, 2));
     frame("alice > SEND", &|_, out| {

@@ -181,6 +181,7 @@ tables! {
         features: num(fb::Feature::CALLS),
         server_us: num(SEQ + 3),
         node: text("node-1"),
+        reconnect_spread_ms: num(17_000),
     }
     error_reply = ErrorReply / ErrorReplyArgs {
         code: num(fb::ErrorCode::CLOCK_AHEAD),

@@ -15,6 +15,10 @@ impl Shard {
         self.check_chains();
         self.check_windows();
         self.check_requests();
+        self.check_logins();
+        self.check_absent();
+        let busy = self.conns.iter().filter_map(|conn| conn.traffic.as_ref());
+        assert!(busy.into_iter().all(|traffic| !traffic.is_at_rest()));
         let bodies = self.outgoing.values().map(|open| open.draft.body.len());
         assert_eq!(self.outgoing_bytes, bodies.sum::<usize>());
         assert!(self.attempts.len() <= self.outgoing.len());
@@ -29,11 +33,12 @@ impl Shard {
     /// Every logged-in connection is in the chain of its user, once, and nobody else is.
     fn check_chains(&self) {
         let mut seen = BTreeSet::new();
-        for user in self.users.keys() {
+        for first in self.users.firsts() {
+            let user = self.conns[first as usize].user;
             let mut devices = BTreeSet::<DeviceId>::new();
-            for index in self.chain(*user) {
+            for index in self.chain(user) {
                 let conn = &self.conns[index as usize];
-                assert!(conn.is_logged_in() && conn.user == *user);
+                assert!(conn.is_logged_in() && conn.user == user);
                 assert!(devices.insert(conn.device), "one connection per device");
                 assert!(seen.insert(index), "one chain per connection");
             }
@@ -46,27 +51,47 @@ impl Shard {
         let open = self.conns.iter().filter(|conn| conn.phase != Phase::Free);
         assert_eq!(gauges.connections, open.count() as u64);
         let free = self.conns.iter().filter(|conn| conn.phase == Phase::Free);
-        assert!(free.into_iter().all(|conn| conn.next_of_user == NO_CONN
-            && conn.window.is_none()
-            && conn.login.is_none()
-            && conn.out.capacity() == 0));
+        assert!(
+            free.into_iter()
+                .all(|conn| conn.next_of_user == NO_CONN && conn.traffic.is_none())
+        );
+    }
+
+    /// Who waits for the authenticator has a login, and nobody else.
+    fn check_logins(&self) {
+        for (index, conn) in self.conns.iter().enumerate() {
+            let waits = conn.phase == Phase::Authenticating;
+            assert_eq!(self.logins.contains_key(&(index as u32)), waits);
+        }
+        assert!(self.logins.len() <= self.config.limits.sign_ins_max);
+    }
+
+    /// Who is away has no session, and nothing that is settled waits for it (the store's side of
+    /// this is checked by the tests, which see what arrives).
+    fn check_absent(&self) {
+        assert_eq!(self.absent.iter().count(), self.absent.len());
+        for known in self.absent.iter() {
+            let here = self.devices_here(known.user);
+            assert!(!here.contains(&known.device), "{known:?} is here");
+            assert!(here.is_empty() || known.siblings, "{known:?}: {here:?}");
+            assert!(known.cursor <= self.lane.visible());
+        }
     }
 
     fn check_windows(&self) {
         let limits = &self.config.limits;
         for conn in self.conns.iter().filter(|conn| conn.phase == Phase::Open) {
-            let window = conn.window.iter().flat_map(|window| window.iter());
+            let window = conn.traffic.iter().flat_map(|traffic| &traffic.window);
             let seqs: Vec<_> = window.map(|frame| frame.seq).collect();
             assert!(seqs.is_sorted(), "O2: the window ascends");
             assert!(seqs.len() <= limits.receive_max as usize, "O4");
             assert!(seqs.last().is_none_or(|last| *last <= conn.sent));
-            assert!(conn.window.as_ref().is_none_or(|window| !window.is_empty()));
+            assert!(conn.acked <= conn.sent || !conn.notes.synced);
             if let Some(unsettled) = self.lane.unsettled() {
                 assert!(conn.sent < unsettled, "O1: nothing beyond what is settled");
             }
             assert!(conn.pending_bytes() <= limits.outbox_bytes_max, "O16");
             assert!(conn.source != Source::Live || conn.notes.synced);
-            assert_eq!(conn.notes.synced, conn.login.is_none());
         }
     }
 
@@ -103,7 +128,7 @@ impl Shard {
     /// Queues without a gauge.
     #[must_use]
     pub fn residue(&self) -> Vec<(&'static str, u64)> {
-        let windows = self.conns.iter().filter(|conn| conn.window.is_some());
+        let windows = self.conns.iter().filter(|conn| conn.unacknowledged() > 0);
         vec![
             ("lane", self.lane.len() as u64),
             ("queries", self.queries.len() as u64),
@@ -118,6 +143,12 @@ impl Shard {
 
     fn output_bytes(&self) -> usize {
         self.conns.iter().map(Conn::pending_bytes).sum()
+    }
+
+    /// What is kept for reuse.
+    #[must_use]
+    pub fn pooled_bytes(&self) -> usize {
+        self.pool.bytes()
     }
 
     /// The user's devices that are here.

@@ -99,6 +99,7 @@ pub struct ModelStore {
     held: Vec<CmdKind>,
     unanswered: Vec<CmdKind>,
     executed: usize,
+    executed_of: BTreeMap<CmdKind, usize>,
     /// Pages that get nowhere: see [`Self::stall_pages`].
     stalled: usize,
 }
@@ -193,6 +194,12 @@ impl ModelStore {
         self.executed
     }
 
+    /// Of them, those of this kind.
+    #[must_use]
+    pub fn executed_of(&self, kind: CmdKind) -> usize {
+        self.executed_of.get(&kind).copied().unwrap_or_default()
+    }
+
     /// Commands of this kind that wait to be executed.
     #[must_use]
     pub fn queued(&self, kind: CmdKind) -> usize {
@@ -281,6 +288,7 @@ impl ModelStore {
             }
         };
         self.executed += 1;
+        *self.executed_of.entry(kind).or_default() += 1;
         self.lanes[lane].answers.push(Answer {
             token,
             kind,

@@ -48,7 +48,11 @@ fn everybody_is_told_and_served_until_the_deadline() {
 
 #[test]
 fn they_are_told_in_slices_and_with_the_time_that_is_left() {
-    let mut world = world(1);
+    let unbounded = Limits {
+        logins_per_s: 0,
+        ..Limits::default()
+    };
+    let mut world = World::new(1, unbounded);
     let clients: Vec<usize> = (1..=2_500)
         .map(|user| world.open(0, user, 1, |_| {}))
         .collect();

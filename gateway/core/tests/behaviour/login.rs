@@ -400,7 +400,7 @@ fn the_client_says_goodbye() {
 
 #[test]
 fn synced_positions_are_good_for_the_next_login() {
-    // A device without messages learns a position that is never below the retention's floor.
+    // What SYNCED says to a device without messages brings no gap when it comes back.
     let mut world = world(1);
     let client = world.login(1, 1);
     let up_to = Seq(world.take(client)[1].seq_header().seq);
@@ -410,15 +410,74 @@ fn synced_positions_are_good_for_the_next_login() {
 }
 
 #[test]
-fn synced_covers_all_that_is_settled() {
-    // O3: other people's traffic moves it too, and a cursor goes past everything below.
-    let mut world = world(1);
-    let alice = world.login(1, 1);
-    world.say(alice, 2, "not for Carol");
-    world.run();
-    let settled = world.store.inbox(UserId(2))[0].seq;
-    let carol = world.login(3, 1);
-    let got = world.take(carol);
-    assert_eq!(ops(&got), [Op::Welcome, Op::Synced]);
-    assert_eq!(Seq(got[1].seq_header().seq), settled);
+fn synced_gives_a_device_that_has_everything_nothing_to_acknowledge() {
+    // O3: its own position, whatever other people said meanwhile. A million logins must not become
+    // a million cursors to write.
+    for absent_max in [0, 8] {
+        let mut world = World::new(
+            1,
+            Limits {
+                absent_max,
+                ..Limits::default()
+            },
+        );
+        let (alice, carol) = (world.login(1, 1), world.login(3, 1));
+        let synced = world.take(carol)[1].seq_header();
+        assert_eq!((synced.seq, synced.arg), (0, 0), "nothing ever came");
+        world.say(alice, 3, "for Carol");
+        world.run();
+        let last = world.store.inbox(UserId(3))[0].seq;
+        world.cut(carol);
+        world.say(alice, 2, "not for Carol");
+        world.advance(2_000);
+        let writes = world.store.executed_of(CmdKind::SetCursors);
+        for last_seq in [last, Seq(0), last] {
+            let carol = world.open(0, 3, 1, |hello| hello.last_seq = last_seq);
+            let got = world.run_and_take(carol);
+            assert_eq!(ops(&got), [Op::Welcome, Op::Synced]);
+            assert_eq!(Seq(got[1].seq_header().seq), last, "{last_seq:?}");
+            world.cut(carol);
+        }
+        world.advance(2_000);
+        assert_eq!(world.store.executed_of(CmdKind::SetCursors), writes);
+        let known = if absent_max == 0 { 0 } else { 3 };
+        assert_eq!(world.count(Counter::LoggedInKnown), known);
+    }
+}
+
+#[test]
+fn an_old_position_is_renewed() {
+    // It would be below the floor one day, although nothing was missed.
+    for absent_max in [0, 8] {
+        let mut world = World::new(
+            1,
+            Limits {
+                absent_max,
+                ..Limits::default()
+            },
+        );
+        let (alice, carol) = (world.login(1, 1), world.login(3, 1));
+        world.say(alice, 3, "for Carol");
+        world.run();
+        let mut position = world.last_seq(carol);
+        world.advance(2_000);
+        world.cut(carol);
+        for month in 0..14 {
+            // Once a month she looks, and nobody has written to her.
+            world.sleep(31 * 86_400_000);
+            world.tick();
+            let alice = world.login(1, 1);
+            world.say(alice, 2, "not for Carol");
+            world.run();
+            let carol = world.open(0, 3, 1, |hello| hello.last_seq = position);
+            let got = world.run_and_take(carol);
+            assert_eq!(ops(&got), [Op::Welcome, Op::Synced], "month {month}");
+            let renewed = Seq(got[1].seq_header().seq);
+            assert!(renewed > position);
+            position = renewed;
+            world.ack(carol, position, 256);
+            world.advance(2_000);
+            world.cut(carol);
+        }
+    }
 }

@@ -3,6 +3,7 @@
 //! docs/PROTOCOL.md are named where they are shown; O2 holds in every test, because every client
 //! checks it for every frame.
 
+mod admission;
 mod bad_input;
 mod determinism;
 mod direct;
@@ -13,6 +14,7 @@ mod login;
 mod overload;
 mod random;
 mod receipts;
+mod reconnect;
 mod replay;
 mod restart;
 mod retry;

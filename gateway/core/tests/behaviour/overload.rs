@@ -14,6 +14,7 @@ fn deaf() -> Limits {
         store_requests_soft: 1_000,
         store_bytes_soft: 1 << 20,
         requests_max: 100,
+        login_reads_max: 1_000,
         ..Limits::test_min()
     }
 }
@@ -114,6 +115,35 @@ fn bodies_that_wait_for_another_shard_are_bounded_too() {
     world.cut(alice);
     world.advance(15_000);
     assert_eq!(world.residue(), []);
+}
+
+/// Fault: logins piled up at the store until the shard read from nobody, and those who were in got no
+/// PONG any more.
+#[test]
+fn logins_never_take_all_of_the_store() {
+    let limits = Limits {
+        login_reads_max: 24,
+        ..Limits::default()
+    };
+    let mut world = World::new(2, limits);
+    world.store.hold(&CmdKind::ALL);
+    let clients: Vec<usize> = (1..=100)
+        .map(|user| world.open((user % 2) as usize, user, 1, |_| {}))
+        .collect();
+    world.run();
+    let reads = |shard| world.shard(shard).gauges().store_requests;
+    assert_eq!((reads(0), reads(1)), (12, 12), "a share for each shard");
+    assert!(!world.shard(0).is_congested() && !world.shard(1).is_congested());
+    let refused = clients.iter().filter(|client| {
+        let close = world.got(**client).last().and_then(|got| got.close());
+        close.is_some_and(|close| close.code == CloseCode::OVERLOADED && close.retry_after_ms > 0)
+    });
+    assert_eq!(refused.count(), 76);
+    assert_eq!(world.count(Counter::LoginsDeferred), 76);
+    world.store.release();
+    world.run();
+    let client = world.login(200, 1);
+    assert!(world.is_connected(client));
 }
 
 #[test]

@@ -11,7 +11,7 @@
 
 use crate::support::assert_idle;
 use portico_core::{
-    Limits,
+    Counter, Limits,
     store::StoreError,
     testing::{CmdKind, Event, Got, Outgoing, World},
 };
@@ -269,6 +269,29 @@ impl Device {
         }
     }
 
+    /// Leaves with or without everything it got acknowledged.
+    fn come_and_go(&mut self, world: &mut World, random: &mut Random) {
+        let Some(client) = self.client else {
+            return;
+        };
+        world.set_reading(client, true);
+        for _ in 0..random.below(4) {
+            world.run();
+            self.listen(world);
+            self.ack(world, 8);
+        }
+        if random.one_in(2) {
+            world.run();
+            self.listen(world);
+        }
+        if let Some(client) = self.client.take() {
+            world.cut(client);
+        }
+        if random.one_in(2) {
+            self.connect(world, random, 8);
+        }
+    }
+
     fn read(&mut self, world: &mut World) {
         let Some(client) = self.client.filter(|_| self.welcome) else {
             return;
@@ -298,10 +321,20 @@ impl Life {
         let mut random = Random(seed);
         let shards = 1 + random.below(3) as u16;
         let tiny = random.one_in(2);
-        let limits = if tiny {
+        let usual = if tiny {
             Limits::test_min()
         } else {
             Limits::default()
+        };
+        // Without it every login reads the store.
+        let absent_max = if random.one_in(6) {
+            0
+        } else {
+            usual.absent_max
+        };
+        let limits = Limits {
+            absent_max,
+            ..usual
         };
         let mut world = World::new(shards, limits);
         let users = 1 + random.below(4);
@@ -353,7 +386,7 @@ impl Life {
         let (world, random) = (&mut self.world, &mut self.random);
         let device = &mut self.devices[at];
         device.listen(world);
-        match random.below(14) {
+        match random.below(16) {
             0..=4 => {
                 device.compose(world, to, padding);
                 device.push(world, 1);
@@ -373,6 +406,9 @@ impl Life {
                     world.cut(client);
                 }
             }
+            // It takes what there is, leaves and comes back at once or later. Perhaps something
+            // comes meanwhile, perhaps nothing.
+            14 | 15 if device.client.is_some() => device.come_and_go(world, random),
             // A second connection takes over, or the first one comes.
             12 if device.client.is_none() || random.one_in(6) => {
                 if let Some(client) = device.client {
@@ -551,7 +587,8 @@ impl Life {
     }
 }
 
-fn live(seed: u64) {
+/// Logins, and how many of them went without a read.
+fn live(seed: u64) -> (u64, u64) {
     let mut life = Life::new(seed);
     for _ in 0..220 {
         life.act();
@@ -561,6 +598,8 @@ fn live(seed: u64) {
     life.settle();
     life.judge();
     life.leave();
+    let count = |counter| life.world.count(counter);
+    (count(Counter::LoggedIn), count(Counter::LoggedInKnown))
 }
 
 #[test]
@@ -573,11 +612,22 @@ fn whatever_happens_nothing_said_is_lost() {
         }
         Err(_) => 0..300,
     };
+    let (mut logins, mut known) = (0, 0);
     for seed in seeds {
-        let outcome = std::panic::catch_unwind(|| live(seed));
-        if let Err(panic) = outcome {
-            eprintln!("seed {seed} failed");
-            std::panic::resume_unwind(panic);
+        match std::panic::catch_unwind(|| live(seed)) {
+            Ok((more, without_read)) => {
+                logins += more;
+                known += without_read;
+            }
+            Err(panic) => {
+                eprintln!("seed {seed} failed");
+                std::panic::resume_unwind(panic);
+            }
         }
     }
+    // Both ways in have been tried, over and over.
+    assert!(
+        known * 10 > logins && known * 10 < logins * 9,
+        "{known} of {logins}"
+    );
 }

@@ -77,6 +77,7 @@ pub(crate) enum Completion {
         result: Result<usize, Errno>,
         lent: Option<Lent>,
         more: bool,
+        last: bool,
     },
     /// The kernel no longer reads from `buffer`.
     Sent {

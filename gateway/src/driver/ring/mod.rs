@@ -42,12 +42,14 @@ mod tests;
 
 pub(crate) use completion::{Completion, Errno, Events, Lent, Slot};
 pub(crate) use park::{Bell, Doorbell};
+pub(crate) use probe::locked_bytes;
 pub use probe::{Features, ProbeError, memlock_needed, probe_kernel};
 pub(crate) use request::{AcceptMode, ReadMode};
 pub(crate) use token::{Key, Op};
 
 use io_uring::{EnterFlags, IoUring, cqueue, squeue, types};
 use provided::Provided;
+use rustc_hash::FxHashMap;
 use std::{
     collections::VecDeque,
     fmt, io,
@@ -122,8 +124,8 @@ const QUIESCE_STEP: Duration = Duration::from_millis(20);
 /// What is lent to the kernel.
 struct Memory {
     provided: Provided,
-    /// By the index of the connection; empty where no SEND is in flight.
-    sends: Vec<Vec<u8>>,
+    /// By the index of the connection: those with a SEND in flight, which are few.
+    sends: FxHashMap<u32, Vec<u8>>,
     times: Box<Times>,
 }
 
@@ -142,7 +144,8 @@ pub(crate) struct Ring {
     /// Completions taken from the kernel and not yet handed out.
     batch: VecDeque<cqueue::Entry>,
     in_flight: usize,
-    tick_armed: bool,
+    /// The period of the armed tick.
+    tick: Option<Duration>,
     /// The time of the armed deadline, in microseconds of the monotonic clock.
     deadline_us: Option<u64>,
     /// A ring stays on its thread.
@@ -178,13 +181,13 @@ impl Ring {
             io: ManuallyDrop::new(io),
             memory: ManuallyDrop::new(Memory {
                 provided,
-                sends: Vec::new(),
+                sends: FxHashMap::default(),
                 times: Box::default(),
             }),
             backlog: VecDeque::new(),
             batch: VecDeque::new(),
             in_flight: 0,
-            tick_armed: false,
+            tick: None,
             deadline_us: None,
             not_send: PhantomData,
         })
@@ -230,6 +233,24 @@ impl Ring {
         tolerate(entered)
     }
 
+    /// Is there anything that an entry into the kernel, or a look at the completions, would bring on?
+    pub(crate) fn has_news(&mut self) -> bool {
+        self.has_completions() || !self.backlog.is_empty() || {
+            let submissions = self.io.submission();
+            !submissions.is_empty() || submissions.taskrun()
+        }
+    }
+
+    /// Shall completions ring the doorbell?
+    pub(crate) fn set_ringing(&mut self, rings: bool) {
+        let completions = self.io.completion();
+        if rings {
+            completions.enable_eventfd();
+        } else {
+            completions.disable_eventfd();
+        }
+    }
+
     /// Are completions there to be taken?
     pub(crate) fn has_completions(&mut self) -> bool {
         !self.batch.is_empty() || !self.io.completion().is_empty()
@@ -251,6 +272,13 @@ impl Ring {
 
     pub(crate) fn give_back(&mut self, lent: Lent) {
         self.memory.provided.give_back(lent);
+    }
+
+    /// Gives back what a burst has left in lists, down to so many entries each.
+    pub(crate) fn trim(&mut self, entries: usize) {
+        self.memory.sends.shrink_to(entries);
+        self.backlog.shrink_to(entries);
+        self.batch.shrink_to(entries);
     }
 
     /// Shows the buffers given back to the kernel.
@@ -336,6 +364,7 @@ fn create(sizes: &RingSizes) -> Result<IoUring, RingError> {
     builder
         .setup_single_issuer()
         .setup_defer_taskrun()
+        .setup_taskrun_flag()
         .setup_submit_all()
         .setup_cqsize(sizes.completions);
     let mut attempt = 1;

@@ -1,9 +1,9 @@
-//! How a shard is reached while it waits: the doorbell, on which it sleeps through glommio, and the
-//! bell, with which threads outside of the shards wake it.
+//! How the shards of a thread are reached while it waits: the doorbell, on which it blocks or sleeps
+//! through glommio, and the bell, with which threads outside of the shards wake it.
 //!
-//! The doorbell is an eventfd, registered with the ring and rung by the kernel for each completion,
-//! but only while it is enabled: a busy shard looks at its ring anyway. The bell is a pipe, watched
-//! *by* the ring with a multishot POLL, so one byte in it ends a block in the ring and, through the
+//! The doorbell is an eventfd, registered with each ring and rung by the kernel for completions, but
+//! only while the ring is told to ring: a busy thread looks at its rings anyway. The bell is a pipe,
+//! watched *by* a ring with a multishot POLL, so one byte in it ends a block in the ring and, through the
 //! doorbell, a sleep in glommio.
 //!
 //! The bell must not be an eventfd. Where a write to one eventfd completes a request of a ring that
@@ -54,29 +54,32 @@ impl AsRawFd for Bell {
     }
 }
 
-/// Where a shard sleeps. Lives inside of a glommio executor.
+/// Where a thread waits for its rings. Lives inside of a glommio executor.
 #[derive(Debug)]
 pub(crate) struct Doorbell {
     file: BufferedFile,
 }
 
 impl Doorbell {
-    /// Registers a new doorbell, disabled.
-    pub(crate) fn install(ring: &mut Ring) -> Result<Self, RingError> {
+    pub(crate) fn new() -> Result<Self, RingError> {
         let fd = eventfd().map_err(RingError::Create)?;
-        ring.io
-            .submitter()
-            .register_eventfd(fd.as_raw_fd())
-            .map_err(|error| RingError::from_register("an eventfd of completions", error))?;
-        ring.io.completion().disable_eventfd();
         // SAFETY: the descriptor is open, and its only owner gives it up here.
         let file = unsafe { BufferedFile::from_raw_fd(fd.into_raw_fd()) };
         Ok(Self { file })
     }
 
-    /// From here on each completion rings. Forgets older ringing.
-    pub(crate) fn enable(&self, ring: &mut Ring) {
-        ring.io.completion().enable_eventfd();
+    /// This ring will ring it, once it is told to ([`Ring::set_ringing`]).
+    pub(crate) fn install(&self, ring: &mut Ring) -> Result<(), RingError> {
+        ring.io
+            .submitter()
+            .register_eventfd(self.file.as_raw_fd())
+            .map_err(|error| RingError::from_register("an eventfd of completions", error))?;
+        ring.set_ringing(false);
+        Ok(())
+    }
+
+    /// Forgets older ringing.
+    pub(crate) fn forget(&self) {
         let mut poll = libc::pollfd {
             fd: self.file.as_raw_fd(),
             events: libc::POLLIN,
@@ -84,16 +87,20 @@ impl Doorbell {
         };
         // SAFETY: one valid pollfd, and no waiting.
         if unsafe { libc::poll(&raw mut poll, 1, 0) } == 1 {
-            let mut count = [0; 8];
-            // SAFETY: the file keeps its descriptor open, and the borrow ends with the call.
-            let fd = unsafe { BorrowedFd::borrow_raw(self.file.as_raw_fd()) };
             // Readable, so it does not block; only this thread reads.
-            let _ = rustix::io::read(fd, &mut count);
+            let _ = self.block();
         }
     }
 
-    pub(crate) fn disable(&self, ring: &mut Ring) {
-        ring.io.completion().disable_eventfd();
+    /// Blocks the thread until it rings, or has rung since the last wait.
+    pub(crate) fn block(&self) -> io::Result<()> {
+        let mut count = [0; 8];
+        // SAFETY: the file keeps its descriptor open, and the borrow ends with the call.
+        let fd = unsafe { BorrowedFd::borrow_raw(self.file.as_raw_fd()) };
+        match rustix::io::read(fd, &mut count) {
+            Ok(_) | Err(rustix::io::Errno::INTR) => Ok(()),
+            Err(error) => Err(error.into()),
+        }
     }
 
     /// Sleeps until it rings. glommio runs whatever else it has meanwhile.
@@ -105,8 +112,8 @@ impl Doorbell {
     }
 }
 
-/// Blocking, because glommio reads it through a ring of its own: a non-blocking one would answer
-/// at once.
+/// In blocking mode, because glommio reads it through a ring of its own: a non-blocking one would
+/// answer at once.
 fn eventfd() -> io::Result<OwnedFd> {
     // SAFETY: takes two numbers; the descriptor is new and ours.
     unsafe {

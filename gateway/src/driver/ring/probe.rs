@@ -1,5 +1,6 @@
 //! What the kernel must offer, found out by doing it, and how much memory it will lock.
 
+use super::super::executor;
 use super::{AcceptMode, Completion, Key, ReadMode, Ring, RingError, RingSizes, Slot};
 use std::{
     fs,
@@ -71,10 +72,16 @@ pub fn probe_kernel() -> Result<Features, ProbeError> {
     }
 }
 
-/// Bytes of memory that `shards` lock: their rings, and what glommio needs beside them. Counts
-/// against RLIMIT_MEMLOCK unless the process has CAP_IPC_LOCK.
+/// Bytes of memory that `shards` on `cpus` lock: their rings, and what glommio needs for each thread,
+/// of which there is one per CPU. Counts against RLIMIT_MEMLOCK unless the process has CAP_IPC_LOCK.
 #[must_use]
-pub fn memlock_needed(shards: usize, sizes: &RingSizes) -> u64 {
+pub fn memlock_needed(shards: usize, cpus: usize, sizes: &RingSizes) -> u64 {
+    let threads = shards.min(cpus.max(1));
+    shards as u64 * locked_bytes(sizes) + threads as u64 * executor::LOCKED_BYTES
+}
+
+/// What the ring of a shard locks.
+pub(crate) fn locked_bytes(sizes: &RingSizes) -> u64 {
     const PAGE: u64 = 4_096;
     const COMPLETION: u64 = 16;
     const SUBMISSION: u64 = 64 + 4;
@@ -83,8 +90,7 @@ pub fn memlock_needed(shards: usize, sizes: &RingSizes) -> u64 {
         + u64::from(sizes.submissions) * SUBMISSION
         + u64::from(sizes.buffers) * BUFFER;
     // Each of the areas starts on a page and ends within one.
-    let own = own + 4 * PAGE;
-    shards as u64 * (own + super::super::executor::LOCKED_BYTES)
+    own + 4 * PAGE
 }
 
 fn probe() -> Result<Features, ProbeError> {
@@ -272,11 +278,18 @@ mod tests {
             buffer_bytes: 2_048,
         };
         let large = RingSizes::default();
-        assert_eq!(memlock_needed(0, &large), 0);
-        assert_eq!(memlock_needed(6, &large), 6 * memlock_needed(1, &large));
+        let one = memlock_needed(1, 1, &large);
+        assert_eq!(memlock_needed(0, 2, &large), 0);
+        assert_eq!(memlock_needed(6, 6, &large), 6 * one);
+        assert_eq!(memlock_needed(1, 6, &large), one, "the others stay idle");
+        assert_eq!(
+            memlock_needed(6, 2, &large),
+            6 * one - 4 * executor::LOCKED_BYTES,
+            "shards share threads"
+        );
         let saved = 12_288 * 16 + 768 * 68 + 512 * 16;
         assert_eq!(
-            memlock_needed(1, &large) - memlock_needed(1, &small),
+            one - memlock_needed(1, 1, &small),
             saved,
             "glommio's share does not depend on the ring"
         );

@@ -7,7 +7,7 @@ use super::{
 };
 use io_uring::{cqueue, opcode, squeue, types};
 use std::{
-    mem,
+    collections::hash_map::Entry,
     os::fd::{AsRawFd, BorrowedFd},
     time::Duration,
 };
@@ -46,6 +46,8 @@ pub(crate) enum ReadMode {
     Waiting,
     /// Ends with EAGAIN when no bytes are there.
     AtOnce,
+    /// Brings buffers until the stream ends, no buffer is free, or it is cancelled.
+    Multishot,
 }
 
 impl Ring {
@@ -71,16 +73,20 @@ impl Ring {
 
     /// Receives into a buffer of the kernel's choice.
     pub(crate) fn recv(&mut self, key: Key, slot: Slot, mode: ReadMode) {
-        let flags = match mode {
-            ReadMode::Waiting => 0,
-            ReadMode::AtOnce => libc::MSG_DONTWAIT,
+        let fd = types::Fixed(slot.0);
+        let once = |flags| {
+            opcode::Recv::new(fd, std::ptr::null_mut(), 0)
+                .buf_group(GROUP)
+                .flags(flags)
+                .build()
+                .flags(squeue::Flags::BUFFER_SELECT)
         };
-        let recv = opcode::Recv::new(types::Fixed(slot.0), std::ptr::null_mut(), 0)
-            .buf_group(GROUP)
-            .flags(flags)
-            .build()
-            .flags(squeue::Flags::BUFFER_SELECT);
-        self.push(Op::Recv, key, recv);
+        let entry = match mode {
+            ReadMode::Waiting => once(0),
+            ReadMode::AtOnce => once(libc::MSG_DONTWAIT),
+            ReadMode::Multishot => opcode::RecvMulti::new(fd, GROUP).build(),
+        };
+        self.push(Op::Recv, key, entry);
     }
 
     /// Sends `buffer[from..]`, at most `bytes_max` of it. The buffer comes back with the completion.
@@ -95,15 +101,11 @@ impl Ring {
         from: usize,
         bytes_max: usize,
     ) {
-        let index = key.index as usize;
-        let sends = &mut self.memory.sends;
-        if sends.len() <= index {
-            sends.resize_with(index + 1, Vec::new);
-        }
-        let kept = &mut sends[index];
-        assert!(kept.is_empty(), "one SEND of a connection at a time");
-        *kept = buffer;
-        let rest = &kept[from..];
+        let Entry::Vacant(place) = self.memory.sends.entry(key.index) else {
+            panic!("one SEND of a connection at a time");
+        };
+        // What the kernel reads is the buffer's heap: it stays where it is when the map grows.
+        let rest = &place.insert(buffer)[from..];
         assert!(!rest.is_empty(), "a SEND of nothing");
         let len = rest.len().min(bytes_max).min(i32::MAX as usize) as u32;
         let send = opcode::Send::new(types::Fixed(slot.0), rest.as_ptr(), len)
@@ -161,19 +163,24 @@ impl Ring {
         self.push(Op::Ignore, Key::NONE, cancel);
     }
 
-    /// The regular tick: a multishot TIMEOUT, armed once.
+    /// The regular tick: a multishot TIMEOUT, armed once. Another period than that of the armed one
+    /// takes effect when that has ended, at a later call.
     pub(crate) fn arm_tick(&mut self, period: Duration) {
-        if !self.tick_armed {
-            self.tick_armed = true;
-            self.memory.times.tick = types::Timespec::from(period);
-            let tick = opcode::Timeout::new(&raw const self.memory.times.tick)
-                .flags(types::TimeoutFlags::MULTISHOT);
-            self.push(Op::Tick, Key::NONE, tick.build());
+        match self.tick {
+            None => {
+                self.tick = Some(period);
+                self.memory.times.tick = types::Timespec::from(period);
+                let tick = opcode::Timeout::new(&raw const self.memory.times.tick)
+                    .flags(types::TimeoutFlags::MULTISHOT);
+                self.push(Op::Tick, Key::NONE, tick.build());
+            }
+            Some(armed) if armed != period => self.disarm_tick(),
+            Some(_) => {}
         }
     }
 
     pub(crate) fn disarm_tick(&mut self) {
-        if self.tick_armed {
+        if self.tick.is_some() {
             let remove = opcode::TimeoutRemove::new(pack(Op::Tick, Key::NONE)).build();
             self.push(Op::Ignore, Key::NONE, remove);
         }
@@ -230,7 +237,9 @@ impl Ring {
             Op::Wake => Completion::Woken,
             Op::Bell => Completion::Rung { last },
             Op::Tick => {
-                self.tick_armed &= !last;
+                if last {
+                    self.tick = None;
+                }
                 Completion::Tick { last }
             }
             Op::Deadline => {
@@ -256,14 +265,15 @@ impl Ring {
                     result,
                     lent,
                     more: cqueue::sock_nonempty(flags),
+                    last,
                 }
             }
             Op::Send => {
-                let kept = self.memory.sends.get_mut(key.index as usize);
+                let kept = self.memory.sends.remove(&key.index);
                 Completion::Sent {
                     key,
                     result: result.map(|len| len as usize),
-                    buffer: kept.map(mem::take).unwrap_or_default(),
+                    buffer: kept.unwrap_or_default(),
                 }
             }
             Op::HandOver => Completion::HandedOver {

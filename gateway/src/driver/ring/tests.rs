@@ -169,6 +169,113 @@ fn a_receive_that_waits_gets_bytes_and_the_end() {
     assert_eq!(receive(&mut ring).0, Ok(0));
 }
 
+/// The next completion of a receive: result, bytes, and whether it was the last.
+fn receive_copy(ring: &mut Ring) -> (Result<usize, Errno>, Vec<u8>, bool) {
+    let (result, lent, last) = until(ring, |completion| match completion {
+        Completion::Received {
+            result, lent, last, ..
+        } => Some((result, lent, last)),
+        _ => None,
+    });
+    let mut copy = Vec::new();
+    if let Some(lent) = lent {
+        copy.extend_from_slice(ring.bytes(&lent));
+        ring.give_back(lent);
+        ring.publish_buffers();
+    }
+    (result, copy, last)
+}
+
+#[test]
+fn a_multishot_receive_goes_on_until_the_stream_ends() {
+    let mut ring = ring(1);
+    let mut peer = connect(&mut ring, 0);
+    ring.recv(key(0), Slot(0), ReadMode::Multishot);
+    for round in 0..10_u8 {
+        // More than a buffer holds, and less.
+        let sent = [round; 70];
+        peer.write_all(&sent).unwrap();
+        let mut got = Vec::new();
+        while got.len() < sent.len() {
+            let (result, bytes, last) = receive_copy(&mut ring);
+            assert_eq!((result, last), (Ok(bytes.len()), false), "round {round}");
+            got.extend(bytes);
+        }
+        assert_eq!(got, sent);
+        assert_eq!(ring.in_flight, 1, "one request for all of it");
+    }
+    drop(peer);
+    assert_eq!(receive_copy(&mut ring), (Ok(0), Vec::new(), true));
+    assert_eq!(ring.in_flight, 0);
+}
+
+#[test]
+fn a_multishot_receive_without_buffers_ends_and_loses_nothing() {
+    let mut ring = ring(1);
+    let mut peer = connect(&mut ring, 0);
+    let sent: Vec<u8> = (0..=255).collect();
+    ring.recv(key(0), Slot(0), ReadMode::Multishot);
+    peer.write_all(&sent).unwrap();
+    let (mut got, mut held) = (Vec::new(), Vec::new());
+    let ended = until(&mut ring, |completion| match completion {
+        Completion::Received {
+            result, lent, last, ..
+        } => {
+            held.extend(lent);
+            last.then_some(result)
+        }
+        _ => None,
+    });
+    assert_eq!((ended, held.len()), (Err(Errno::NOBUFS), 2));
+    assert_eq!(ring.in_flight, 0);
+    for lent in held {
+        got.extend_from_slice(ring.bytes(&lent));
+        ring.give_back(lent);
+    }
+    ring.publish_buffers();
+    while got.len() < sent.len() {
+        ring.recv(key(0), Slot(0), ReadMode::AtOnce);
+        got.extend(receive_copy(&mut ring).1);
+    }
+    assert_eq!(got, sent, "in order");
+}
+
+#[test]
+fn a_cancelled_multishot_receive_leaves_the_bytes_in_the_socket() {
+    let mut ring = ring(1);
+    let mut peer = connect(&mut ring, 0);
+    for round in 0..50_u8 {
+        ring.recv(key(0), Slot(0), ReadMode::Multishot);
+        ring.submit_and_reap().unwrap();
+        // The bytes come before, with or after the cancel.
+        if round % 3 == 0 {
+            peer.write_all(&[round]).unwrap();
+        }
+        ring.cancel(Op::Recv, key(0));
+        if round % 3 == 1 {
+            peer.write_all(&[round]).unwrap();
+        }
+        let mut got = Vec::new();
+        loop {
+            let (result, bytes, last) = receive_copy(&mut ring);
+            got.extend(bytes);
+            if last {
+                assert_eq!(result, Err(Errno::CANCELED), "round {round}");
+                break;
+            }
+        }
+        if round % 3 == 2 {
+            peer.write_all(&[round]).unwrap();
+        }
+        if got.is_empty() {
+            ring.recv(key(0), Slot(0), ReadMode::AtOnce);
+            got.extend(receive_copy(&mut ring).1);
+        }
+        assert_eq!(got, [round]);
+    }
+    assert_eq!(ring.in_flight, 0);
+}
+
 #[test]
 fn completions_of_nobody_are_ignored() {
     let (mut ours, mut theirs) = (ring(1), ring(1));
@@ -285,7 +392,7 @@ fn a_ring_ends_with_everything_in_flight() {
     assert!(ring.in_flight >= 6);
     assert!(ring.quiesce(PATIENCE));
     assert_eq!(ring.in_flight, 0);
-    assert!(ring.memory.sends.iter().all(Vec::is_empty));
+    assert!(ring.memory.sends.is_empty());
     // And once more, by dropping it; its sockets close although a handle keeps the ring alive.
     ring.poll(key(0), Slot(0));
     let _handle = ring.handle().unwrap();
@@ -366,12 +473,14 @@ fn every_ring_of_the_bell_ends_a_sleep() {
     let executor = glommio::LocalExecutorBuilder::default().make().unwrap();
     executor.run(async {
         let mut ring = ring(1);
-        let doorbell = Doorbell::install(&mut ring).unwrap();
+        let doorbell = Doorbell::new().unwrap();
+        doorbell.install(&mut ring).unwrap();
         let bell = std::sync::Arc::new(Bell::new().unwrap());
         ring.watch(&bell);
         ring.submit_and_reap().unwrap();
         for _ in 0..10 {
-            doorbell.enable(&mut ring);
+            doorbell.forget();
+            ring.set_ringing(true);
             let hand = bell.clone();
             let ringer = std::thread::spawn(move || {
                 std::thread::sleep(Duration::from_millis(5));
@@ -379,7 +488,7 @@ fn every_ring_of_the_bell_ends_a_sleep() {
             });
             let woken = glommio::timer::timeout(PATIENCE, async { Ok(doorbell.wait().await) });
             woken.await.expect("the ring was not heard").unwrap();
-            doorbell.disable(&mut ring);
+            ring.set_ringing(false);
             until(&mut ring, |completion| {
                 matches!(completion, Completion::Rung { last: false }).then_some(())
             });

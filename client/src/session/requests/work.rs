@@ -1,0 +1,413 @@
+//! What a session has to send, and what waits for an answer; there only while there is some.
+//!
+//! A message is in one of three places. `queue` holds what goes out next, `open` what waits for its
+//! reply, `resting` what the server refused for now together with later messages to the same peer,
+//! which are kept back behind it. The end of a connection moves all of them into the queue, in the
+//! order in which they were sent first.
+//!
+//! # Invariants
+//! - The `order` of everything in `resting` is below that of everything in `queue`; both ascend.
+
+use super::{Message, Window, next_corr};
+use crate::session::{config::Now, event::Event};
+use portico_wire::{
+    ErrorCode, Flags, Op,
+    code::ErrorReaction,
+    encode::{Encoder, put_routed},
+    frame::{ConvKind, ROUTE_END, RouteHeader, receipt_kind},
+    ids::{ConvSeq, UserId},
+    limits::RECEIPTS_GET_MAX,
+    message::ReceiptsGet,
+};
+use std::collections::VecDeque;
+
+/// How long a message is tried.
+const TRY_US: u64 = 24 * 3_600 * 1_000_000;
+/// Waits after temporary errors double from the first to the last.
+const REST_FIRST_S: u64 = 1;
+const REST_MAX_S: u64 = 60;
+/// A server's wish for more time is honoured up to here.
+const WISH_MAX_MS: u32 = 3_600_000;
+/// Messages are turned into frames while less than this waits for the transport; replies to the
+/// frames already made bring the next turn.
+const OUTPUT_BYTES_MAX: usize = 128 * 1_024;
+
+#[derive(Debug)]
+pub(super) struct Open {
+    pub(super) corr: u32,
+    pub(super) request: Request,
+}
+
+#[derive(Debug)]
+pub(super) enum Request {
+    Send(Message),
+    Read { peer: UserId, up_to: ConvSeq },
+    Receipts,
+}
+
+#[derive(Debug)]
+struct Resting {
+    until_us: u64,
+    message: Message,
+}
+
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Read {
+    pub(super) peer: UserId,
+    pub(super) up_to: ConvSeq,
+    pub(super) open: bool,
+    pub(super) failures: u8,
+    /// 0: ready.
+    pub(super) until_us: u64,
+}
+
+/// What is to be sent, and what waits for an answer.
+#[derive(Debug, Default)]
+pub(super) struct Work {
+    pub(super) queue: VecDeque<Message>,
+    pub(super) open: VecDeque<Open>,
+    resting: Vec<Resting>,
+    pub(super) reads: Vec<Read>,
+    pub(super) asks: VecDeque<UserId>,
+    /// The earliest end of a rest, 0 when nobody rests.
+    rest_ends_us: u64,
+    /// The server wants no messages before this time, 0 if it takes them.
+    paused_until_us: u64,
+    orders: u64,
+    /// The first message of the queue has to be given up, and nobody has been told.
+    overdue: bool,
+}
+
+/// What a pump works with besides the work itself.
+pub(super) struct Pump<'a> {
+    pub(super) now: Now,
+    pub(super) window: Window,
+    pub(super) corr: &'a mut u32,
+    /// Places that the window keeps for a PING that is open.
+    pub(super) pings: usize,
+    pub(super) out: &'a mut Vec<u8>,
+}
+
+impl Work {
+    pub(super) fn pump(
+        &mut self,
+        mut pump: Pump<'_>,
+        mut on_event: Option<&mut dyn FnMut(Event<'_>)>,
+    ) {
+        self.overdue = false;
+        self.wake(pump.now);
+        self.pump_reads(&mut pump);
+        self.pump_asks(&mut pump);
+        while self.paused_until_us == 0
+            && self.has_room(&pump)
+            && pump.out.len() < OUTPUT_BYTES_MAX
+            && let Some(message) = self.queue.pop_front()
+        {
+            let Some(code) = doom(pump.now, pump.window, &message) else {
+                self.pump_message(message, &mut pump);
+                continue;
+            };
+            let Some(on_event) = on_event.as_mut() else {
+                self.queue.push_front(message);
+                self.overdue = true;
+                return;
+            };
+            on_event(Event::Refused {
+                msg_id: message.msg_id,
+                code,
+                retry_after_ms: 0,
+                will_retry: false,
+            });
+        }
+        if self.queue.is_empty() {
+            self.queue = VecDeque::new();
+        }
+    }
+
+    pub(super) fn disconnected(&mut self) {
+        let mut messages = Vec::with_capacity(self.resting.len() + self.open.len());
+        messages.extend(self.resting.drain(..).map(|resting| resting.message));
+        for open in self.open.drain(..) {
+            match open.request {
+                Request::Send(mut message) => {
+                    message.retry = true;
+                    messages.push(message);
+                }
+                Request::Read { .. } | Request::Receipts => {}
+            }
+        }
+        messages.sort_by_key(|message| message.order);
+        for message in messages.into_iter().rev() {
+            self.queue.push_front(message);
+        }
+        for read in &mut self.reads {
+            read.open = false;
+            read.until_us = 0;
+        }
+        self.open = VecDeque::new();
+        self.resting = Vec::new();
+        self.rest_ends_us = 0;
+    }
+
+    pub(super) fn next_timeout(&self) -> Option<u64> {
+        if self.overdue {
+            return Some(0);
+        }
+        let paused = if self.queue.is_empty() {
+            0
+        } else {
+            self.paused_until_us
+        };
+        let reads = self.reads.iter().map(|read| read.until_us);
+        reads
+            .chain([self.rest_ends_us, paused])
+            .filter(|at_us| *at_us != 0)
+            .min()
+    }
+
+    pub(super) fn messages(&self) -> impl Iterator<Item = &Message> {
+        let open = self.open.iter().filter_map(|open| match &open.request {
+            Request::Send(message) => Some(message),
+            Request::Read { .. } | Request::Receipts => None,
+        });
+        let resting = self.resting.iter().map(|resting| &resting.message);
+        open.chain(resting).chain(&self.queue)
+    }
+
+    /// Nothing waits, and nothing has to be remembered.
+    pub(super) fn is_empty(&self) -> bool {
+        self.queue.is_empty()
+            && self.open.is_empty()
+            && self.resting.is_empty()
+            && self.reads.is_empty()
+            && self.asks.is_empty()
+            && self.paused_until_us == 0
+    }
+
+    fn has_room(&self, pump: &Pump<'_>) -> bool {
+        // One place is kept for the PING that may become due at any moment.
+        let requests_max = (pump.window.requests_max as usize).saturating_sub(1).max(1);
+        self.open.len() + pump.pings < requests_max
+    }
+
+    /// Ends the pause and the rests whose time has come.
+    fn wake(&mut self, now: Now) {
+        if self.paused_until_us <= now.mono_us {
+            self.paused_until_us = 0;
+        }
+        for read in &mut self.reads {
+            if read.until_us <= now.mono_us {
+                read.until_us = 0;
+            }
+        }
+        if self.rest_ends_us == 0 || self.rest_ends_us > now.mono_us {
+            return;
+        }
+        let mut still = Vec::new();
+        let mut awake = Vec::new();
+        for resting in self.resting.drain(..) {
+            if resting.until_us <= now.mono_us {
+                awake.push(resting.message);
+            } else {
+                still.push(resting);
+            }
+        }
+        self.resting = still;
+        for message in awake.into_iter().rev() {
+            self.queue.push_front(message);
+        }
+        let ends = self.resting.iter().map(|resting| resting.until_us);
+        self.rest_ends_us = ends.min().unwrap_or(0);
+    }
+
+    fn pump_reads(&mut self, pump: &mut Pump<'_>) {
+        for index in 0..self.reads.len() {
+            if !self.has_room(pump) {
+                return;
+            }
+            let Some(read) = self.reads.get_mut(index) else {
+                return;
+            };
+            if read.open || read.until_us != 0 {
+                continue;
+            }
+            read.open = true;
+            let Read { peer, up_to, .. } = *read;
+            let corr = self.open(pump, Request::Read { peer, up_to });
+            let route = RouteHeader {
+                conv: peer.0,
+                conv_kind: ConvKind::DIRECT,
+                conv_seq: up_to,
+                kind: receipt_kind::READ,
+                ..RouteHeader::default()
+            };
+            put_routed(
+                pump.out,
+                Op::Receipt as u8,
+                Flags::NONE,
+                corr,
+                0,
+                &route,
+                &[],
+            );
+        }
+    }
+
+    fn pump_asks(&mut self, pump: &mut Pump<'_>) {
+        while !self.asks.is_empty() && self.has_room(pump) {
+            let count = self.asks.len().min(RECEIPTS_GET_MAX);
+            let convs = self
+                .asks
+                .drain(..count)
+                .map(|peer| (ConvKind::DIRECT, peer.0))
+                .collect();
+            let get = ReceiptsGet {
+                convs,
+                members: false,
+            };
+            let corr = self.open(pump, Request::Receipts);
+            Encoder::new().receipts_get(pump.out, corr, &get);
+        }
+        if self.asks.is_empty() {
+            self.asks = VecDeque::new();
+        }
+    }
+
+    /// Sends the first message of the queue, or puts it where it has to wait.
+    fn pump_message(&mut self, message: Message, pump: &mut Pump<'_>) {
+        let ahead = self
+            .resting
+            .iter()
+            .filter(|resting| resting.message.to == message.to)
+            .map(|resting| resting.until_us)
+            .max();
+        if let Some(until_us) = ahead {
+            self.rest(until_us, message);
+            return;
+        }
+        let route = RouteHeader {
+            msg_id: message.msg_id,
+            conv: message.to.0,
+            conv_kind: ConvKind::DIRECT,
+            kind: message.kind,
+            ttl_s: message.ttl_s,
+            ..RouteHeader::default()
+        };
+        let mut flags = message.flags;
+        if message.retry {
+            flags = flags | Flags::RETRY;
+        }
+        let corr = next_corr(pump.corr);
+        put_routed(
+            pump.out,
+            Op::Send as u8,
+            flags,
+            corr,
+            0,
+            &route,
+            &message.body,
+        );
+        let request = Request::Send(message);
+        self.open.push_back(Open { corr, request });
+    }
+
+    pub(super) fn message_refused(
+        &mut self,
+        now: Now,
+        mut message: Message,
+        code: ErrorCode,
+        retry_after_ms: u32,
+        on_event: &mut dyn FnMut(Event<'_>),
+    ) {
+        let retry_after_ms = retry_after_ms.min(WISH_MAX_MS);
+        let reaction = code.reaction();
+        let will_retry = reaction != ErrorReaction::Mend && !message.is_ephemeral();
+        on_event(Event::Refused {
+            msg_id: message.msg_id,
+            code,
+            retry_after_ms,
+            will_retry,
+        });
+        if !will_retry {
+            return;
+        }
+        message.failures = message.failures.saturating_add(1);
+        let wait_us = rest_us(message.failures, retry_after_ms);
+        match reaction {
+            // The limit is the device's, the overload the server's: other messages meet it too.
+            ErrorReaction::RetryPlain => {
+                let pause_us = match retry_after_ms {
+                    0 => wait_us,
+                    wish_ms => u64::from(wish_ms) * 1_000,
+                };
+                let until_us = now.mono_us.saturating_add(pause_us);
+                self.paused_until_us = self.paused_until_us.max(until_us);
+            }
+            ErrorReaction::Mend | ErrorReaction::SignIn | ErrorReaction::RetryMarked => {
+                message.retry = true;
+            }
+        }
+        self.rest(now.mono_us.saturating_add(wait_us), message);
+    }
+
+    pub(super) fn rest_read(&mut self, peer: UserId, now: Now, retry_after_ms: u32) {
+        if let Some(read) = self.reads.iter_mut().find(|read| read.peer == peer) {
+            read.open = false;
+            read.failures = read.failures.saturating_add(1);
+            let wait_us = rest_us(read.failures, retry_after_ms.min(WISH_MAX_MS));
+            read.until_us = now.mono_us.saturating_add(wait_us);
+        }
+    }
+
+    fn rest(&mut self, until_us: u64, message: Message) {
+        let at = self
+            .resting
+            .partition_point(|resting| resting.message.order < message.order);
+        self.resting.insert(at, Resting { until_us, message });
+        self.rest_ends_us = match self.rest_ends_us {
+            0 => until_us,
+            ends_us => ends_us.min(until_us),
+        };
+    }
+
+    fn open(&mut self, pump: &mut Pump<'_>, request: Request) -> u32 {
+        let corr = next_corr(pump.corr);
+        self.open.push_back(Open { corr, request });
+        corr
+    }
+
+    pub(super) fn close(&mut self, corr: u32) -> Option<Request> {
+        let at = self.open.iter().position(|open| open.corr == corr)?;
+        let open = self.open.remove(at)?;
+        if self.open.is_empty() {
+            self.open = VecDeque::new();
+        }
+        Some(open.request)
+    }
+
+    pub(super) const fn next_order(&mut self) -> u64 {
+        self.orders += 1;
+        self.orders
+    }
+}
+
+/// Why a message cannot go out any more, if so.
+fn doom(now: Now, window: Window, message: &Message) -> Option<ErrorCode> {
+    if message.is_ephemeral() && message.retry {
+        // Its connection ended before the answer, and it has no second attempt.
+        Some(ErrorCode::UNAVAILABLE)
+    } else if now.wall_us.saturating_sub(message.queued_us) >= TRY_US {
+        Some(ErrorCode::TIMEOUT)
+    } else if ROUTE_END + message.body.len() > window.frame_bytes_max as usize {
+        Some(ErrorCode::TOO_LARGE)
+    } else {
+        None
+    }
+}
+
+/// 1, 2, 4 ... 60 seconds after the first, second, third failure, or what the server wishes.
+fn rest_us(failures: u8, wish_ms: u32) -> u64 {
+    let doublings = u32::from(failures.saturating_sub(1)).min(6);
+    let own_s = (REST_FIRST_S << doublings).min(REST_MAX_S);
+    (own_s * 1_000_000).max(u64::from(wish_ms) * 1_000)
+}
