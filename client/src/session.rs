@@ -208,6 +208,13 @@ impl Session {
         Encoder::new().hello(&mut self.output, 1, &hello);
     }
 
+    /// Seconds between PINGs on the present connection: what was wished for, within what the server
+    /// allows. 0 before the first WELCOME.
+    #[must_use]
+    pub const fn ping_interval_s(&self) -> u16 {
+        self.ping_interval_s
+    }
+
     /// Bytes from the transport, cut anywhere.
     pub fn received(&mut self, now: Now, bytes: &[u8], on_event: &mut dyn FnMut(Event<'_>)) {
         if !self.phase.is_connected() {

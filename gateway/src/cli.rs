@@ -60,7 +60,7 @@ pub(crate) struct ServeArgs {
     /// embedded or memory [default: embedded]
     #[arg(long, value_name = "KIND")]
     backend: Option<String>,
-    /// Threads that serve connections [default: one per CPU]
+    /// Tables of connections; those beyond the CPUs share threads [default: one per CPU]
     #[arg(long, value_name = "N")]
     shards: Option<String>,
     /// CPUs to pin them to, such as 0,2,4-7 [default: all]

@@ -22,9 +22,10 @@ const DURATION_MAX: Duration = Duration::from_secs(7 * 24 * 3_600);
 /// `hold` opens --connections at --ramp per second, waits for --settle, then has --active of them
 /// exchange --rate messages per second for --duration while the others stay quiet, and says what a
 /// connection costs. The default of 100,000 takes a gigabyte. A million on one machine takes about
-/// ten, and: `sysctl -w net.ipv4.ip_local_port_range="1024 65535"`, a gateway with enough
-/// descriptors (`portico limits --connections 1000000`), and for --cut a --duration of several
-/// minutes. What this machine lacks is said before anything is opened.
+/// ten, a gateway with enough descriptors (`portico limits --connections 1000000`), and for --cut a
+/// --duration of several minutes. What this machine lacks is said before anything is opened. Memory
+/// is counted from the gateway's at the start: start it anew for each run. The connections that only
+/// wait yield to all other programs (nice 19), as the phones they stand for do.
 ///
 /// Exit code: 0 when the run passed, 1 when the gateway failed it, 2 when nothing can be concluded
 /// (bad arguments, no connection, or a generator that could not keep its own schedule).

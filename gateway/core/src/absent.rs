@@ -185,16 +185,28 @@ fn retain(set: &mut [Known; WAYS], stays: impl Fn(&Known) -> bool) -> usize {
 impl Shard {
     /// A session ends. If its device has everything, that is worth knowing when it comes back.
     pub(crate) fn remember(&mut self, index: u32) {
-        let conn = &self.conns[index as usize];
-        if conn.has_everything() {
-            let siblings = conn.notes.siblings || self.is_here(conn.user);
-            self.absent.remember(Known {
-                user: conn.user,
-                cursor: conn.acked,
-                device: conn.device,
-                siblings,
-            });
+        if let Some(known) = self.known_of(index) {
+            let siblings = known.siblings || self.is_here(known.user);
+            self.absent.remember(Known { siblings, ..known });
         }
+    }
+
+    /// What is known of a device that is away, or whose last connection has not ended yet.
+    pub(crate) fn known(&self, user: UserId, device: DeviceId) -> Option<Known> {
+        self.absent.find(user, device).or_else(|| {
+            let mut known = self.chain(user).filter_map(|index| self.known_of(index));
+            known.find(|known| known.device == device)
+        })
+    }
+
+    fn known_of(&self, index: u32) -> Option<Known> {
+        let conn = &self.conns[index as usize];
+        conn.has_everything().then_some(Known {
+            user: conn.user,
+            cursor: conn.acked,
+            device: conn.device,
+            siblings: conn.notes.siblings,
+        })
     }
 }
 

@@ -88,9 +88,7 @@ impl Shard {
     fn end_drain(&mut self, cx: &mut Turn<'_>) {
         for index in 0..self.conns.len() as u32 {
             let id = self.id_of(index);
-            if self.conns[index as usize].phase != Phase::Moving {
-                self.close(id, CloseCode::DRAINING, "the gateway is going away", cx);
-            }
+            self.close(id, CloseCode::DRAINING, "the gateway is going away", cx);
         }
         if let Some(drain) = &mut self.drain {
             drain.at_us = None;

@@ -62,15 +62,6 @@ impl Shard {
         if self.drain.is_some() {
             return self.close(id, CloseCode::DRAINING, "the gateway is going away", cx);
         }
-        // Before the body is looked at: above the rate a login costs a header and a CLOSE.
-        if let Err(retry_after_ms) = self.admit(cx) {
-            self.counters.bump(Counter::LoginsDeferred);
-            let close = Close {
-                retry_after_ms,
-                ..Close::new(CloseCode::OVERLOADED, "too many logins at once")
-            };
-            return self.close_with(id, &close, cx);
-        }
         let hello = match Hello::decode(frame.body()) {
             Ok(hello) => hello,
             Err(_) => {
@@ -87,6 +78,16 @@ impl Shard {
         if hello.resume_token.is_none() && self.is_reading_enough() {
             self.counters.bump(Counter::LoginsDeferred);
             return self.put_off(id, "too many logins at once", cx);
+        }
+        // After what costs next to nothing, so that junk takes nobody's place; before anything is kept,
+        // and before the token is looked at.
+        if let Err(retry_after_ms) = self.admit(cx) {
+            self.counters.bump(Counter::LoginsDeferred);
+            let close = Close {
+                retry_after_ms,
+                ..Close::new(CloseCode::OVERLOADED, "too many logins at once")
+            };
+            return self.close_with(id, &close, cx);
         }
         let Some(conn) = self.conn_mut(id) else {
             return;
@@ -199,7 +200,7 @@ impl Shard {
     /// asked where the device stands, unless that is known. No frame is read before.
     fn begin_session(&mut self, id: ConnId, session: Session, cx: &mut Turn<'_>) {
         let (user, device) = (session.user, session.device);
-        let known = self.absent.find(user, device);
+        let known = self.known(user, device);
         let busy = self.is_store_full() || self.is_reading_enough();
         if busy && !self.is_up_to_date(known, &session, cx) {
             // An older connection of the device lives on.
@@ -351,7 +352,8 @@ impl Shard {
         conn.source = Source::Behind;
         conn.sent = from;
         conn.acked = has;
-        conn.notes.siblings = siblings;
+        // An answer of the store may be older than what a newer device has told since.
+        conn.notes.siblings |= siblings;
         let (user, device) = (conn.user, conn.device);
         for index in self.chain_list(user).iter() {
             let other = &mut self.conns[index as usize];

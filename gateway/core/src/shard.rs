@@ -73,7 +73,7 @@ pub(crate) enum Purpose {
 
 impl Purpose {
     const fn reads_inbox(&self) -> bool {
-        matches!(self, Self::Cursors { .. } | Self::Page { .. })
+        matches!(self, Self::Cursors { .. })
     }
 }
 
@@ -119,7 +119,8 @@ pub struct Shard {
     pub(crate) queries: Tokens<Query>,
     pub(crate) in_store: Tokens<InStore>,
     store_weight: usize,
-    /// Requests in flight that read an inbox, or where a device stands in it.
+    /// Logins that wait for the store. The pages that follow are not in it: those of devices that
+    /// catch up would keep others out.
     inbox_reads: usize,
     /// Messages to this very shard.
     pub(crate) local: VecDeque<ShardMessage>,
@@ -535,9 +536,10 @@ impl Shard {
             return;
         };
         match conn.phase {
-            // The driver always says how a move ended.
-            Phase::Free | Phase::Moving => {}
-            Phase::Greeting | Phase::Authenticating | Phase::Loading => {
+            Phase::Free => {}
+            // A move waits until nothing of the connection is in flight, and a client that does not read
+            // can keep a SEND in flight for ever.
+            Phase::Greeting | Phase::Authenticating | Phase::Moving | Phase::Loading => {
                 let detail = "the session did not begin in time";
                 self.close(id, CloseCode::HANDSHAKE_TIMEOUT, detail, cx);
             }

@@ -6,7 +6,7 @@ use super::{
 };
 use portico_wire::limits::{FRAME_BYTES_CEILING, FRAME_BYTES_TO_CLIENT_MAX, RECEIVE_MAX_CEILING};
 
-/// Each shard is a thread, and each pair of them has a queue.
+/// Each pair of shards has a queue.
 pub(crate) const SHARDS_MAX: u16 = 256;
 
 /// One setting.
@@ -84,11 +84,12 @@ knobs! {
     "Where messages are kept: embedded survives a power cut, memory forgets all when the process \
      ends (for tests).";
     "server.shards", Count(server.shards), bounds(1, SHARDS_MAX as u64, "shards"),
-    "Threads that serve connections. \"auto\" is one per CPU. More than CPUs is allowed and lets \
-     one machine hold more connections than its limit of open files.";
+    "Tables of connections, each with a ring of its own. \"auto\" is one per CPU. More than CPUs is \
+     allowed: they share a thread per CPU, and let one machine hold more connections than its limit of \
+     open files.";
     "server.cpus", Cpus(server.cpus), NO_BOUNDS,
-    "CPUs that shards are pinned to, in this order, from the start again when there are more \
-     shards. \"all\" is every CPU that the process may use.";
+    "CPUs to which a thread each is pinned; the shards are spread over them in this order, from the \
+     start again when there are more. \"all\" is every CPU that the process may use.";
     "server.node", Name(server.node), NO_BOUNDS,
     "Name of this gateway in WELCOME and in logs, for support. Empty is the name of the host.";
 

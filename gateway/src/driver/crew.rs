@@ -187,8 +187,8 @@ impl Crew {
             self.leader().ring.arm_deadline(at_us);
         }
         self.enter_all()?;
-        let completed = |driver: &mut Driver| driver.ring.has_completions();
-        if self.drivers.iter_mut().any(completed) {
+        let has_news = |driver: &mut Driver| driver.ring.has_news();
+        if self.drivers.iter_mut().any(has_news) {
             return Ok(());
         }
         self.leader().tallies.bump(Tally::Parks);

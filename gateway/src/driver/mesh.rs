@@ -35,10 +35,10 @@ use std::{
     },
 };
 
-/// Letters that one shard may have waiting for another, at most and at least; with many shards
-/// the memory of all queues together is bounded by [`LETTERS_INTO_SHARD`].
+/// Letters that one shard may have waiting for another, at most and at least; in between, all that
+/// wait for one shard are bounded by [`LETTERS_INTO_SHARD`].
 const LETTERS_PER_PAIR_MAX: usize = 4_096;
-const LETTERS_PER_PAIR_MIN: usize = 64;
+const LETTERS_PER_PAIR_MIN: usize = 16;
 const LETTERS_INTO_SHARD: usize = 4_096;
 
 /// From one shard to another.

@@ -60,10 +60,10 @@ use std::{collections::VecDeque, mem, sync::Arc};
 use storage::Storage;
 
 /// What a turn takes at most, so that glommio and the other sources get their turns.
-const COMPLETIONS_PER_TURN: usize = 256;
+const COMPLETIONS_PER_TURN: usize = 1_024;
 const TURN_MAX_US: u64 = 500;
 /// The same for all shards of a thread together, each of which gets an equal part.
-const ROUND_MAX_US: u64 = 4_000;
+const ROUND_MAX_US: u64 = 2_000;
 /// The clock is looked at once in so many completions.
 const CLOCK_EVERY: usize = 32;
 const LETTERS_PER_TURN: usize = 512;
@@ -172,6 +172,7 @@ impl Driver {
             || self.storage.has_failed()
             || !self.sockets.dirty.is_empty()
             || !self.sockets.urgent.is_empty()
+            || !self.sockets.hung_up.is_empty()
             || (!self.sockets.ready.is_empty() && !self.is_congested())
             || self.stopped
     }
@@ -183,7 +184,7 @@ impl Driver {
 
     /// Does something wait to be tried again?
     fn waits_for_tick(&self) -> bool {
-        !self.sockets.ready.is_empty()
+        self.sockets.waiting_reads() > 0
             || self.outbox.waiting() > 0
             || self.storage.waiting() > 0
             || self.acceptor.is_failed()
@@ -455,7 +456,7 @@ impl Driver {
         set(Level::Sockets, self.sockets.in_use());
         set(Level::SocketsMax, self.acceptor.slots());
         set(Level::UnreadBytes, self.unread.bytes());
-        set(Level::ReadsWaiting, self.sockets.ready.len());
+        set(Level::ReadsWaiting, self.sockets.waiting_reads());
         set(Level::Bulk, self.sockets.in_bulk());
         set(Level::StoreQueue, self.storage.waiting());
         set(Level::MeshOutbox, self.outbox.waiting());

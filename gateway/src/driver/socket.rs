@@ -55,8 +55,7 @@ pub(super) struct Socket {
     pub(super) sending: bool,
     /// Stands in the list of those with something to send.
     pub(super) dirty: bool,
-    /// Stands in a list of those that want a RECV. Outlives the use of the entry, as the place
-    /// in the list does.
+    /// Has a place in a list of those that want a RECV.
     listed: bool,
     /// Bytes may be there.
     readable: bool,
@@ -107,6 +106,9 @@ pub(super) struct Sockets {
     pub(super) urgent: VecDeque<u32>,
     /// Open ones with bytes to read.
     pub(super) ready: VecDeque<u32>,
+    /// Open ones whose peer has gone, or says no more. A few at a time: when a hundred thousand go at
+    /// once, those who are still there must not wait behind them.
+    pub(super) hung_up: VecDeque<u32>,
     pub(super) dirty: Vec<u32>,
     /// RECVs in flight that do not wait: each will take a buffer.
     receiving: usize,
@@ -129,7 +131,7 @@ impl Sockets {
 
     /// Gives back what a burst has left in the lists.
     pub(super) fn trim(&mut self) {
-        for list in [&mut self.urgent, &mut self.ready] {
+        for list in [&mut self.urgent, &mut self.ready, &mut self.hung_up] {
             list.shrink_to(LISTED_MAX);
         }
         self.dirty.shrink_to(LISTED_MAX);
@@ -183,7 +185,6 @@ impl Sockets {
             slot,
             state,
             generation: Key::next_generation(socket.generation),
-            listed: socket.listed,
             ..Socket::free()
         };
         self.in_use += 1;
@@ -196,17 +197,30 @@ impl Sockets {
         self.in_use -= 1;
     }
 
+    /// Gives the connection a place among the urgent ones, even if it has one in another list. A place
+    /// that is left behind, there or by an earlier use of the entry, finds nothing to do.
+    pub(super) fn want_read_now(&mut self, index: u32) {
+        self.get_mut(index).listed = false;
+        self.want_read(index);
+    }
+
     /// Gives the connection a place among those that want a RECV, unless it has one.
     pub(super) fn want_read(&mut self, index: u32) {
         let socket = self.get_mut(index);
         if mem::replace(&mut socket.listed, true) {
             return;
         }
-        if socket.state == State::Open && socket.polling {
-            self.ready.push_back(index);
-        } else {
-            self.urgent.push_back(index);
-        }
+        let list = match socket.state {
+            State::Open if socket.polling && socket.hung_up => &mut self.hung_up,
+            State::Open if socket.polling => &mut self.ready,
+            _ => &mut self.urgent,
+        };
+        list.push_back(index);
+    }
+
+    /// Open ones that want a RECV.
+    pub(super) fn waiting_reads(&self) -> usize {
+        self.ready.len() + self.hung_up.len()
     }
 
     pub(super) fn mark_dirty(&mut self, index: u32) {
@@ -225,5 +239,39 @@ impl Sockets {
         let leaving = self.leaving.front().map(|(at, _)| *at);
         let looks = self.spells.next_look_us();
         [leaving, looks].into_iter().flatten().min()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Fault: an entry that was used again kept the place of its last use, behind thousands of
+    /// connections whose peers had gone, and its new connection was not read until that came up.
+    #[test]
+    fn a_new_connection_does_not_wait_in_the_place_of_an_old_one() {
+        let mut sockets = Sockets::with_capacity(4);
+        let index = sockets.occupy(Slot(7), State::Open);
+        let socket = sockets.get_mut(index);
+        (socket.polling, socket.hung_up) = (true, true);
+        sockets.want_read(index);
+        sockets.want_read(index);
+        assert_eq!((sockets.hung_up.len(), sockets.urgent.len()), (1, 0));
+        sockets.vacate(index);
+        assert_eq!(sockets.occupy(Slot(9), State::Greeting), index);
+        sockets.want_read(index);
+        assert_eq!(sockets.urgent, [index]);
+    }
+
+    #[test]
+    fn who_leaves_is_read_at_once_wherever_it_stood() {
+        let mut sockets = Sockets::with_capacity(4);
+        let index = sockets.occupy(Slot(7), State::Open);
+        sockets.get_mut(index).polling = true;
+        sockets.want_read(index);
+        assert_eq!((sockets.ready.len(), sockets.urgent.len()), (1, 0));
+        sockets.get_mut(index).state = State::Leaving;
+        sockets.want_read_now(index);
+        assert_eq!(sockets.urgent, [index]);
     }
 }

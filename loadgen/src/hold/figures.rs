@@ -203,7 +203,10 @@ impl Figures {
             active: hold.active,
             ramp_per_s: hold.ramp_per_s,
             settle_s: hold.settle.as_secs_f64(),
-            heartbeat_s: hold.heartbeat_s,
+            heartbeat_s: match held.heartbeat_s {
+                0 => hold.heartbeat_s,
+                allowed_s => allowed_s,
+            },
             threads: needs.holders,
             source_addresses: needs.sources.max(1),
             live: Live {
@@ -238,7 +241,10 @@ impl Measurement<'_> {
         let cut = marks.cut.as_ref()?;
         let span = Span::between(cut, marks.back.as_ref().unwrap_or(&marks.sent));
         let cpu_us = span.server_cpu_us;
-        let of_messages_us = self.cpu_us_per_message().map(|us| us * span.delivered);
+        // Without the quiet ones' part: they are not there to send heartbeats.
+        let of_messages_us = self
+            .cpu_us_per_message_less_idle()
+            .map(|us| us * span.delivered);
         let rest_us = cpu_us.zip(of_messages_us).map(|(all, part)| all - part);
         Some(Comeback {
             cut: self.held.cut,
@@ -266,24 +272,35 @@ impl Measurement<'_> {
         per(steady.server_cpu_us, steady.delivered)
     }
 
+    /// Of the gateway, for all connections together, while they only send heartbeats.
+    fn idle_us_per_s(&self) -> Option<f64> {
+        let settling = self.settling();
+        per(settling.server_cpu_us, settling.seconds)
+    }
+
+    /// At its price while nothing else happens: beside messages, heartbeats share wakes and cost less,
+    /// so this is the least that a message may have cost.
+    fn cpu_us_per_message_less_idle(&self) -> Option<f64> {
+        let steady = self.steady();
+        let less_idle_us = steady
+            .server_cpu_us
+            .zip(self.idle_us_per_s())
+            .map(|(all, idle)| (all - idle * steady.seconds).max(0.0));
+        per(less_idle_us, steady.delivered)
+    }
+
     fn server(&self) -> Option<Server> {
         let marks = self.marks;
         let (at_rest, settled) = (marks.start.server?, marks.settled.server?);
-        let (settling, steady) = (self.settling(), self.steady());
         let live = marks.settled.live as f64;
-        let idle_us_per_s = per(settling.server_cpu_us, settling.seconds);
-        let less_idle_us = steady
-            .server_cpu_us
-            .zip(idle_us_per_s)
-            .map(|(all, idle)| (all - idle * steady.seconds).max(0.0));
         Some(Server {
             rss_bytes_at_rest: at_rest.rss_bytes,
             rss_bytes_settled: settled.rss_bytes,
             rss_bytes_end: marks.end.server?.rss_bytes,
             rss_bytes_per_connection: grown(at_rest, settled, live),
-            cpu_us_per_connection_s: rounded(per(idle_us_per_s, live), 10_000.0),
+            cpu_us_per_connection_s: rounded(per(self.idle_us_per_s(), live), 10_000.0),
             cpu_us_per_message: rounded(self.cpu_us_per_message(), 100.0),
-            cpu_us_per_message_less_idle: rounded(per(less_idle_us, steady.delivered), 100.0),
+            cpu_us_per_message_less_idle: rounded(self.cpu_us_per_message_less_idle(), 100.0),
         })
     }
 
@@ -368,7 +385,7 @@ pub(super) mod tests {
                 send_us: 22_000_000,
                 // 10 s: 120 ms, of which 20 for being there; 10,000 messages.
                 cut: Some(mark(32, 200, 300_000, 1_000, 10_000)),
-                // 5 s: 5,000 messages at 12 us, and 900 logins at 40 us.
+                // 5 s: 5,000 messages at 10 us, and 900 logins at 50 us, and a little.
                 back: Some(mark(37, 296, 400_000, 1_000, 15_000)),
                 sent: mark(52, 500, 400_000, 1_000, 30_000),
                 end: mark(53, 500, 400_000, 1_000, 30_000),
@@ -425,7 +442,7 @@ pub(super) mod tests {
         assert_eq!(comeback.all_back_s, Some(5.0));
         assert_eq!(comeback.logins.logins_per_s, 180.0);
         assert_eq!(comeback.logins.server_cpu_us_per_login, Some(106.7));
-        assert_eq!(comeback.server_cpu_us_per_login_less_messages, Some(40.0));
+        assert_eq!(comeback.server_cpu_us_per_login_less_messages, Some(51.1));
         assert_eq!(comeback.generator_cpu_us_per_login, Some(213.3));
         let expected = Generator {
             rss_bytes_per_connection: 600.0,

@@ -167,6 +167,8 @@ pub(super) struct Held {
     pub protocol_faults: u64,
     /// Text of one of the faults.
     pub fault: Option<String>,
+    /// The interval that the gateway allowed; 0: nobody got in.
+    pub heartbeat_s: u16,
 }
 
 impl Held {
@@ -181,6 +183,7 @@ impl Held {
             strays: 0,
             protocol_faults: 0,
             fault: None,
+            heartbeat_s: 0,
         }
     }
 
@@ -194,6 +197,7 @@ impl Held {
         self.strays += other.strays;
         self.protocol_faults += other.protocol_faults;
         self.fault = self.fault.take().or(other.fault);
+        self.heartbeat_s = self.heartbeat_s.max(other.heartbeat_s);
     }
 }
 
@@ -263,7 +267,8 @@ impl<'a> Holder<'a> {
         })
     }
 
-    /// The ramp: an open loop. A gateway that is slow to answer does not make it slower.
+    /// The ramp: whoever is due is handed to the driver, which opens a bounded number of connections at
+    /// a time. How long one waits there is not in the times of its login, but in the ramp's length.
     fn add_due(&mut self) {
         let now_us = self.many.now().mono_us;
         for _ in 0..ADDS_PER_TURN_MAX {
@@ -336,7 +341,10 @@ impl<'a> Holder<'a> {
     /// million of those would be in the way of the next run.
     fn finish(mut self) -> Held {
         for index in 0..self.watch.presence.len() {
-            self.many.cut(ConnIndex(index as u32));
+            let conn = ConnIndex(index as u32);
+            let allowed_s = self.many.session(conn).ping_interval_s();
+            self.watch.held.heartbeat_s = self.watch.held.heartbeat_s.max(allowed_s);
+            self.many.cut(conn);
         }
         self.watch.held
     }

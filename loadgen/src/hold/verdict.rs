@@ -5,11 +5,13 @@
 //! - `invalid`: this machine ran out of ports or descriptors, or the messages' part is invalid.
 //! - `fail` also: a connection is missing at the end of the ramp, after the way back or at the end,
 //!   in a run that is valid.
-//! - `pass`: none of these. Logins that the gateway put off (CLOSE with a time to come back) are no
-//!   fault: that is how it bounds a storm.
+//! - `pass`: none of these. Logins that the gateway put off (CLOSE 4005, with a time to come back) are
+//!   no fault: that is how it bounds a storm. Nor are attempts without a connection: they come again,
+//!   and are counted. A login refused for any other reason, or broken off, is a fault.
 
-use super::figures::Measurement;
+use super::{figures::Measurement, holder::Wave};
 use crate::{report::grouped, verdict::Verdict};
+use portico_wire::CloseCode;
 
 /// The verdict and a sentence for each reason against `pass`, the messages' ones first.
 pub(super) fn judge(
@@ -46,6 +48,14 @@ pub(super) fn judge(
         | note(
             held.protocol_faults,
             "times the protocol was broken at held connections",
+        )
+        | note(
+            refused(&held.ramp) + refused(&held.comeback),
+            "logins were refused, and not for their number",
+        )
+        | note(
+            held.ramp.broken_off + held.comeback.broken_off,
+            "logins ended before WELCOME, without a word",
         );
     let exhausted = held.ramp.exhausted + held.comeback.exhausted;
     let invalid = note(
@@ -80,6 +90,15 @@ pub(super) fn judge(
     (verdict, reasons)
 }
 
+/// Logins that the gateway closed for another reason than that there were too many.
+fn refused(wave: &Wave) -> u64 {
+    let others = wave.refused.iter();
+    others
+        .filter(|(code, _)| **code != CloseCode::OVERLOADED.0)
+        .map(|(_, count)| count)
+        .sum()
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -105,7 +124,10 @@ mod tests {
     #[test]
     fn whatever_was_not_held_fails() {
         type Change = fn(&mut crate::hold::figures::tests::Parts);
-        let faults: [(Change, usize); 8] = [
+        let faults: [(Change, usize); 11] = [
+            (|parts| _ = parts.held.ramp.refused.insert(4_004, 1), 1),
+            (|parts| _ = parts.held.comeback.refused.insert(4_010, 1), 1),
+            (|parts| parts.held.comeback.broken_off = 1, 1),
             (|parts| _ = parts.held.drops.insert(4_004, 1), 1),
             (|parts| parts.held.heartbeats_missed = 1, 1),
             (|parts| parts.held.drains = 1, 1),

@@ -6,7 +6,10 @@ use portico_core::{
     Counter, Limits,
     testing::{CmdKind, World},
 };
-use portico_wire::{CloseCode, ErrorCode, ids::UserId};
+use portico_wire::{
+    CloseCode, ErrorCode,
+    ids::{Seq, UserId},
+};
 
 /// The driver reads on although the store is busy.
 fn deaf() -> Limits {
@@ -176,16 +179,23 @@ fn logins_wait_outside_while_the_store_stands_still() {
 fn an_older_session_survives_a_refused_successor() {
     let mut world = World::new(1, deaf());
     let old = world.login(1, 1);
+    world.say(old, 2, "so that there is something");
     world.advance(2_000);
     world.store.hold(&[CmdKind::Append]);
     for _ in 0..deaf().store_requests_max {
         world.say(old, 2, "x");
     }
     world.run();
-    let new = world.open(0, 1, 1, |_| {});
+    // Its position is not the one that is known: the store would have to be asked.
+    let new = world.open(0, 1, 1, |hello| hello.last_seq = Seq(1));
     world.run();
     assert_eq!(world.close_code(new), Some(CloseCode::OVERLOADED));
     assert!(world.is_connected(old));
+    // Whose position is known is let in, though its last connection has not ended.
+    let again = world.open(0, 1, 1, |_| {});
+    world.run();
+    assert!(world.is_connected(again));
+    assert_eq!(world.close_code(old), Some(CloseCode::SESSION_REPLACED));
 }
 
 #[test]

@@ -237,7 +237,8 @@ impl Ring {
     pub(crate) fn has_news(&mut self) -> bool {
         self.has_completions() || !self.backlog.is_empty() || {
             let submissions = self.io.submission();
-            !submissions.is_empty() || submissions.taskrun()
+            // Completions that found the queue full are put into it when the kernel is entered.
+            !submissions.is_empty() || submissions.taskrun() || submissions.cq_overflow()
         }
     }
 

@@ -73,7 +73,7 @@ impl Driver {
         self.sockets.farewells.insert(index, last);
         self.sockets.leaving.push_back((until_us, key));
         self.sockets.mark_dirty(index);
-        self.sockets.want_read(index);
+        self.sockets.want_read_now(index);
     }
 
     /// The last bytes are with the kernel. The peer should close now; the deadline sees to the rest.

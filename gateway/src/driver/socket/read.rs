@@ -9,8 +9,8 @@
 //! - POLL reports edges, and one edge may stand for bytes *and* the end of the stream. So a RECV
 //!   follows the last one if that filled its buffer, found none, left bytes behind, or if POLL ever
 //!   saw a hang-up.
-//! - At most one RECV per connection is in flight, and the connection has at most one place in the
-//!   lists of those that want one. The lists are served in turn.
+//! - At most one RECV per connection is in flight. The lists of those that want one are served in turn;
+//!   a place that has become stale finds nothing to do.
 
 use super::State;
 use crate::driver::{
@@ -20,6 +20,9 @@ use crate::driver::{
 };
 use portico_core::feed;
 use std::mem;
+
+/// RECVs per turn for connections that POLL saw the end of.
+const HUNG_UP_PER_TURN: usize = 4;
 
 impl Driver {
     pub(in crate::driver) fn on_polled(
@@ -145,6 +148,13 @@ impl Driver {
         self.look_at_spells();
         for _ in 0..self.sockets.urgent.len() {
             let Some(index) = self.sockets.urgent.pop_front() else {
+                break;
+            };
+            self.arm_read(index);
+        }
+        // Also when nothing else is read: hardly any of them has bytes left, and their slots are wanted.
+        for _ in 0..HUNG_UP_PER_TURN.min(self.sockets.hung_up.len()) {
+            let Some(index) = self.sockets.hung_up.pop_front() else {
                 break;
             };
             self.arm_read(index);
