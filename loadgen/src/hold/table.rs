@@ -226,7 +226,7 @@ mod tests {
             "settled 1,000, all back 1,000",
             "ramp    10 s, 100 logins/s, 0 put off",
             "cut     900 connections at once, all back after 5 s",
-            "40 without the messages' part",
+            "51.1 without the messages' part",
             "300 bytes resident per connection",
             "2 us of CPU per quiet connection and second",
             "PASS",
