@@ -252,3 +252,44 @@ fn what_a_burst_borrowed_is_given_back() {
     assert!(next_us > world.now().mono_us + 10_000_000, "it sleeps");
     world.check_invariants();
 }
+
+/// Fault: a move that waited for a client which never reads had no end, nor had the drain that waited
+/// for the move.
+#[test]
+fn a_move_that_does_not_come_about_is_timed_out() {
+    let mut slow = Slow {
+        shard: Shard::new(ShardConfig::new(ShardId(0), 2)),
+        fx: Effects::default(),
+        waiting: Vec::new(),
+        closed: 0,
+    };
+    // Some of these live on the other shard; the driver never says that they have arrived there.
+    let mut moving = 0;
+    for index in 0..16 {
+        slow.hello(index);
+        let conn = slow.waiting[index as usize];
+        let result = Ok(Grant {
+            user: UserId(u64::from(index) + 1),
+            device: DeviceId(1),
+            resumed: false,
+            resume_token: Vec::new(),
+            resume_ttl_s: 0,
+        });
+        let answer = Input::Authenticated { conn, result };
+        slow.shard.handle(NOW, answer, &mut slow.fx);
+        let moves = |effect: &&Effect| matches!(effect, Effect::Move { .. });
+        moving += slow.fx.list.iter().filter(moves).count();
+        slow.look();
+    }
+    assert!((1..16).contains(&moving));
+    assert_eq!(slow.closed, 0);
+    let late = Now {
+        mono_us: NOW.mono_us + 12_000_000,
+        ..NOW
+    };
+    slow.shard.handle(late, Input::Tick, &mut slow.fx);
+    slow.look();
+    // Those at home wait for the store, which does not answer either.
+    assert_eq!(slow.closed, 16);
+    assert_eq!(slow.shard.gauges().connections, 0);
+}
