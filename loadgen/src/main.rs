@@ -13,6 +13,9 @@
 
 mod cli;
 mod control;
+// Until the worker drives one.
+#[allow(dead_code)]
+mod fleet;
 mod hold;
 mod payload;
 mod plan;

@@ -1,0 +1,127 @@
+//! The connections of one worker, whatever protocol they speak.
+//!
+//! A plan drives a [`Fleet`] and never sees a socket. Portico's fleet is the many-connections driver
+//! of the client crate; those of other systems speak a few packets of their protocols, so that the
+//! same plan and the same verifier measure them like for like.
+//!
+//! Connections are numbered from 0 in the order of the worker's users; connection `n` belongs to
+//! user `first_user + n`, and is the only one of that user.
+
+use portico_client::Now;
+use portico_wire::ids::{ConvSeq, UserId};
+use std::io;
+
+/// Who gets a message.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Audience {
+    /// One user. Systems without users have a topic of that name, to which its connection subscribes.
+    User(UserId),
+    /// The members of a group of the plan, by its number in this worker.
+    Group(u32),
+}
+
+/// Names a message of this worker: the flow that it belongs to, and its place there.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub(crate) struct MessageName {
+    pub flow: u32,
+    pub counter: u32,
+}
+
+/// A message to be queued.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Outgoing<'a> {
+    pub name: MessageName,
+    pub to: Audience,
+    /// What the verifier wrote; a fleet carries it untouched.
+    pub body: &'a [u8],
+}
+
+/// A connection takes no more messages for the time being.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("the connection takes no more messages for the time being")]
+pub(crate) struct Full;
+
+/// What a system tells its clients, so that the verifier waits for nothing that never comes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Promises {
+    /// A sender is told that its message was accepted ([`Happened::Accepted`]).
+    pub answers: bool,
+    /// A sender is told how far its recipient has got ([`Happened::Receipt`]).
+    pub receipts: bool,
+    /// Messages are numbered, alike for sender and recipient.
+    pub places: bool,
+    /// A message may wait for a recipient who is away.
+    pub stores: bool,
+}
+
+/// What happened to a connection.
+#[derive(Debug)]
+pub(crate) enum Happened<'a> {
+    /// Ready to send, and to receive everything addressed to it, so long after the attempt began.
+    Up { after_us: u64 },
+    /// It was up, or on its way there. The fleet opens it again by itself, unless `for_good`.
+    Down {
+        /// The system's own reason, where it gave one.
+        code: u16,
+        detail: &'a str,
+        by_peer: bool,
+        for_good: bool,
+    },
+    /// No connection came about; the next attempt follows by itself.
+    ConnectFailed(&'a io::Error),
+    /// A message has come.
+    Arrived {
+        body: &'a [u8],
+        /// Its author and its place, where the system says so.
+        author: Option<UserId>,
+        place: Option<ConvSeq>,
+    },
+    /// The system took a message of this connection.
+    Accepted {
+        name: MessageName,
+        place: Option<ConvSeq>,
+        duplicate: bool,
+    },
+    /// The system did not take a message of this connection.
+    Refused {
+        name: MessageName,
+        code: u16,
+        will_retry: bool,
+    },
+    /// `peer` has everything from this connection up to a place.
+    Receipt { peer: UserId, up_to: ConvSeq },
+    /// The system repeated a message and the client dropped it, as the protocol provides for.
+    Repeated,
+    /// Something came that cannot be a message.
+    Undecodable,
+    /// The system broke its protocol.
+    Fault(&'a str),
+}
+
+/// Hears what happens: when, to which connection, what.
+pub(crate) type OnEvent<'a> = dyn FnMut(Now, u32, Happened<'_>) + 'a;
+
+/// The connections of one worker.
+pub(crate) trait Fleet {
+    fn promises(&self) -> Promises;
+
+    /// The run's clock.
+    fn now(&self) -> Now;
+
+    /// Sends what is queued, then waits up to `wait_us` for something to happen and reports all that
+    /// did. With 0 it looks once and does not sleep. Bounded in time.
+    fn turn(&mut self, wait_us: u64, on: &mut OnEvent<'_>) -> io::Result<()>;
+
+    /// Queues a message. All that a connection has queued leaves with the next turn, in one write.
+    fn send(&mut self, conn: u32, message: &Outgoing<'_>) -> Result<(), Full>;
+
+    /// Drops the socket without a word, as a phone that loses its network does, and opens it again
+    /// after `back_after_us`.
+    fn cut(&mut self, conn: u32, back_after_us: u64);
+
+    /// A connection that does not read leaves what comes in its socket.
+    fn set_reading(&mut self, conn: u32, reading: bool);
+
+    /// Closes all, politely.
+    fn close_all(&mut self);
+}
