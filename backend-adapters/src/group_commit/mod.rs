@@ -23,6 +23,8 @@ mod reading;
 
 use self::committer::Committer;
 use self::meter::{Amount, Meter};
+#[cfg(feature = "memory")]
+pub(crate) use self::reading::expired;
 use crate::{Backend, Caps, Error, Family, Health, Kind, Rejected, Request, Sink, Stats};
 use crossbeam::channel::{self, Receiver, Sender};
 use std::fmt;

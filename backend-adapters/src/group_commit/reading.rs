@@ -121,6 +121,6 @@ pub(super) fn deliver<F: Family>(
     }
 }
 
-pub(super) fn expired() -> Error {
+pub(crate) fn expired() -> Error {
     Error::unavailable("the deadline passed before the work began")
 }

@@ -1,27 +1,30 @@
-//! The message family over ordered maps.
+//! The message family over maps of lists.
 
-use super::VALUE_BYTES_MAX;
+use super::{VALUE_BYTES_MAX, log::Log};
 use crate::Error;
 use crate::ceiling::Ceiling;
 use crate::messages::{
     Cmd, Entry, InboxRef, Item, Mark, PAGE_ITEMS_MAX, PageBound, Reply, Watermark,
 };
 use portico_wire::ids::{ConvId, ConvSeq, DeviceId, MsgId, Seq, UserId};
-use std::collections::{BTreeMap, BTreeSet};
+use rustc_hash::FxHashMap;
+use std::collections::BTreeSet;
 use std::ops::Bound;
 
 #[derive(Debug, Default)]
 pub(super) struct State {
-    entries: BTreeMap<(ConvId, ConvSeq), Entry>,
-    inbox: BTreeMap<(UserId, Seq), (ConvId, ConvSeq)>,
+    entries: FxHashMap<ConvId, Log<ConvSeq, Entry>>,
+    inboxes: FxHashMap<UserId, Log<Seq, (ConvId, ConvSeq)>>,
     fan_outs: BTreeSet<(ConvId, ConvSeq)>,
-    cursors: BTreeMap<(UserId, DeviceId), Seq>,
-    watermarks: BTreeMap<(ConvId, UserId), Watermark>,
+    /// By device.
+    cursors: FxHashMap<UserId, Log<DeviceId, Seq>>,
+    /// By user.
+    watermarks: FxHashMap<ConvId, Log<UserId, Watermark>>,
     ceiling: Ceiling,
 }
 
 impl State {
-    pub(super) fn write(&mut self, cmd: &Cmd) -> Result<Reply, Error> {
+    pub(super) fn write(&mut self, cmd: Cmd) -> Result<Reply, Error> {
         cmd.check(VALUE_BYTES_MAX)?;
         let greatest = cmd.greatest_seq();
         if greatest > 0
@@ -36,26 +39,34 @@ impl State {
                 fan_out,
             } => {
                 let place = (entry.conv, entry.conv_seq);
-                self.entries.insert(place, entry.clone());
-                self.add_refs(refs);
-                if *fan_out {
+                let conv = self.entries.entry(entry.conv).or_default();
+                conv.insert(entry.conv_seq, entry);
+                self.add_refs(&refs);
+                if fan_out {
                     self.fan_outs.insert(place);
                 }
             }
-            Cmd::AddRefs { refs } => self.add_refs(refs),
+            Cmd::AddRefs { refs } => self.add_refs(&refs),
             Cmd::EndFanOut { conv, conv_seq } => {
-                self.fan_outs.remove(&(*conv, *conv_seq));
+                self.fan_outs.remove(&(conv, conv_seq));
             }
             Cmd::SetCursors { cursors } => {
                 for (user, device, seq) in cursors {
-                    let cursor = self.cursors.entry((*user, *device)).or_default();
-                    *cursor = (*cursor).max(*seq);
+                    let devices = self.cursors.entry(user).or_default();
+                    let known = devices.get(device).copied().unwrap_or_default();
+                    devices.insert(device, seq.max(known));
                 }
             }
             Cmd::SetWatermarks { marks } => marks.iter().for_each(|mark| self.mark(mark)),
             Cmd::Expire { before } => {
-                self.entries.retain(|(_, seq), _| seq.0 >= before.0);
-                self.inbox.retain(|(_, seq), _| seq >= before);
+                self.entries.retain(|_, conv| {
+                    conv.expire(ConvSeq(before.0));
+                    !conv.is_empty()
+                });
+                self.inboxes.retain(|_, inbox| {
+                    inbox.expire(before);
+                    !inbox.is_empty()
+                });
             }
             Cmd::FanOuts { .. }
             | Cmd::Replay { .. }
@@ -97,15 +108,14 @@ impl State {
                 msg_id,
             } => Ok(self.find(*conv, *since, (*sender, *device, *msg_id))),
             Cmd::Cursors { user } => {
-                let first = (*user, DeviceId(0));
-                let devices = self.cursors.range(first..=(*user, DeviceId(u16::MAX)));
-                let cursors = devices.map(|((_, device), seq)| (*device, *seq));
-                Ok(Reply::Cursors(cursors.collect()))
+                let devices = self.cursors.get(user).into_iter();
+                let cursors = devices.flat_map(|devices| devices.from(DeviceId(0)));
+                Ok(Reply::Cursors(cursors.copied().collect()))
             }
             Cmd::Watermarks { conv } => {
-                let first = (*conv, UserId(0));
-                let users = self.watermarks.range(first..=(*conv, UserId(u64::MAX)));
-                Ok(Reply::Watermarks(users.map(|(_, water)| *water).collect()))
+                let users = self.watermarks.get(conv).into_iter();
+                let waters = users.flat_map(|users| users.from(UserId(0)));
+                Ok(Reply::Watermarks(waters.map(|(_, water)| *water).collect()))
             }
             Cmd::Ceiling => Ok(Reply::Ceiling(self.ceiling.get())),
             Cmd::Append { .. }
@@ -119,26 +129,29 @@ impl State {
 
     fn add_refs(&mut self, refs: &[InboxRef]) {
         for r in refs {
-            self.inbox.insert((r.user, r.seq), (r.conv, r.conv_seq));
+            let inbox = self.inboxes.entry(r.user).or_default();
+            inbox.insert(r.seq, (r.conv, r.conv_seq));
         }
     }
 
+    fn entry(&self, (conv, conv_seq): (ConvId, ConvSeq)) -> Option<&Entry> {
+        self.entries.get(&conv)?.get(conv_seq)
+    }
+
     fn mark(&mut self, mark: &Mark) {
-        let key = (mark.conv, mark.user);
-        let water = self.watermarks.entry(key);
-        water
-            .or_insert_with(|| Watermark::none(mark.user))
-            .merge(mark);
+        let users = self.watermarks.entry(mark.conv).or_default();
+        let known = users.get(mark.user).copied();
+        let mut water = known.unwrap_or_else(|| Watermark::none(mark.user));
+        water.merge(mark);
+        users.insert(mark.user, water);
     }
 
     fn replay(&self, user: UserId, after: Seq, mut page: PageBound) -> Reply {
         let mut items = Vec::new();
-        let from = Bound::Excluded((user, after));
-        let to = Bound::Included((user, Seq(u64::MAX)));
-        // An exclusive start at the greatest key would be an empty, hence invalid range.
-        let refs = (after.0 < u64::MAX).then(|| self.inbox.range((from, to)));
-        for ((_, seq), place) in refs.into_iter().flatten() {
-            let Some(entry) = self.entries.get(place) else {
+        let inbox = self.inboxes.get(&user).into_iter();
+        let refs = inbox.flat_map(|inbox| inbox.from(after));
+        for (seq, place) in refs.filter(|(seq, _)| *seq > after) {
+            let Some(entry) = self.entry(*place) else {
                 continue;
             };
             if !page.admit(entry.body.len()) {
@@ -154,8 +167,8 @@ impl State {
 
     fn history(&self, conv: ConvId, before: ConvSeq, mut page: PageBound) -> Reply {
         let mut entries = Vec::new();
-        let older = self.entries.range((conv, ConvSeq(0))..(conv, before));
-        for (_, entry) in older.rev() {
+        let conv = self.entries.get(&conv).into_iter();
+        for (_, entry) in conv.flat_map(|conv| conv.before(before)) {
             if !page.admit(entry.body.len()) {
                 return Reply::Entries {
                     entries,
@@ -171,9 +184,9 @@ impl State {
     }
 
     fn find(&self, conv: ConvId, since: ConvSeq, wanted: (UserId, DeviceId, MsgId)) -> Reply {
-        let last = (conv, ConvSeq(u64::MAX));
-        let mut entries = self.entries.range((conv, since)..=last);
+        let conv = self.entries.get(&conv).into_iter();
+        let mut entries = conv.flat_map(|conv| conv.from(since));
         let found = entries.find(|(_, e)| (e.sender, e.device, e.msg_id) == wanted);
-        Reply::Found(found.map(|((_, conv_seq), _)| *conv_seq))
+        Reply::Found(found.map(|(conv_seq, _)| *conv_seq))
     }
 }

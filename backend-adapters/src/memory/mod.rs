@@ -8,25 +8,24 @@
 //! Bound its memory: it keeps what it is given until `Expire` or `Delete`. For anything but tests
 //! and trials, take a store on a disk.
 
+mod inline;
+mod log;
 mod messages;
 mod records;
 
 use crate::messages::Messages;
 use crate::records::Records;
-use crate::{
-    Backend, Caps, Durability, Error, Family, GroupCommit, Limits, Reader, Request, Writer,
-};
-use std::io;
-use std::sync::{Arc, PoisonError, RwLock};
+use crate::{Backend, Caps, Durability, Error, Family, Limits, Reader, Request, Writer};
+use inline::Inline;
+use std::sync::{Arc, Mutex, PoisonError};
 
-const READERS: usize = 2;
 const VALUE_BYTES_MAX: usize = 1 << 20;
 
 /// The data. Clones share it.
 #[derive(Clone, Debug, Default)]
 pub struct Store {
-    messages: Arc<RwLock<messages::State>>,
-    records: Arc<RwLock<records::State>>,
+    messages: Arc<Mutex<messages::State>>,
+    records: Arc<Mutex<records::State>>,
 }
 
 impl Store {
@@ -35,33 +34,24 @@ impl Store {
         Self::default()
     }
 
-    /// A backend for messages over this data.
-    ///
-    /// # Errors
-    /// If the system gives no thread.
-    pub fn messages(&self, limits: Limits) -> io::Result<Arc<dyn Backend<Messages>>> {
+    /// A backend for messages over this data. It works on the thread that calls it and answers
+    /// before [`Backend::submit`] returns; of the limits, those of a batch count.
+    #[must_use]
+    pub fn messages(&self, limits: Limits) -> Arc<dyn Backend<Messages>> {
         self.open(limits)
     }
 
     /// A backend for records over this data.
-    ///
-    /// # Errors
-    /// If the system gives no thread.
-    pub fn records(&self, limits: Limits) -> io::Result<Arc<dyn Backend<Records>>> {
+    #[must_use]
+    pub fn records(&self, limits: Limits) -> Arc<dyn Backend<Records>> {
         self.open(limits)
     }
 
-    /// A backend of either family.
-    ///
-    /// # Errors
-    /// If the system gives no thread.
-    pub fn open<F: Family>(&self, limits: Limits) -> io::Result<Arc<dyn Backend<F>>>
+    fn open<F: Family>(&self, limits: Limits) -> Arc<dyn Backend<F>>
     where
-        Self: Writer<F> + Reader<F>,
+        Self: Engine<F>,
     {
-        let readers = vec![self.clone(); READERS];
-        let backend = GroupCommit::start(Self::caps(), limits, self.clone(), readers)?;
-        Ok(Arc::new(backend))
+        Arc::new(Inline::new(self.clone(), Self::caps(), limits))
     }
 
     #[must_use]
@@ -77,47 +67,81 @@ impl Store {
     }
 }
 
+/// The maps of one family, behind their lock.
+trait Engine<F: Family>: Send + Sync + 'static {
+    type State;
+
+    fn with<R>(&self, work: impl FnOnce(&mut Self::State) -> R) -> R;
+    fn write(state: &mut Self::State, cmd: F::Cmd) -> Result<F::Reply, Error>;
+    fn read(state: &Self::State, cmd: &F::Cmd) -> Result<F::Reply, Error>;
+}
+
 /// A panic leaves the maps whole, so the data stays usable.
-fn write<T, R>(lock: &RwLock<T>, work: impl FnOnce(&mut T) -> R) -> R {
-    work(&mut lock.write().unwrap_or_else(PoisonError::into_inner))
+fn locked<T, R>(lock: &Mutex<T>, work: impl FnOnce(&mut T) -> R) -> R {
+    work(&mut lock.lock().unwrap_or_else(PoisonError::into_inner))
 }
 
-fn read<T, R>(lock: &RwLock<T>, work: impl FnOnce(&T) -> R) -> R {
-    work(&lock.read().unwrap_or_else(PoisonError::into_inner))
+impl Engine<Messages> for Store {
+    type State = messages::State;
+
+    fn with<R>(&self, work: impl FnOnce(&mut Self::State) -> R) -> R {
+        locked(&self.messages, work)
+    }
+
+    fn write(
+        state: &mut Self::State,
+        cmd: crate::messages::Cmd,
+    ) -> Result<crate::messages::Reply, Error> {
+        state.write(cmd)
+    }
+
+    fn read(
+        state: &Self::State,
+        cmd: &crate::messages::Cmd,
+    ) -> Result<crate::messages::Reply, Error> {
+        state.read(cmd)
+    }
 }
 
-impl Writer<Messages> for Store {
-    fn apply(
-        &mut self,
-        batch: &[Request<Messages>],
-        results: &mut Vec<Result<crate::messages::Reply, Error>>,
-    ) {
-        write(&self.messages, |state| {
-            results.extend(batch.iter().map(|request| state.write(&request.cmd)));
+impl Engine<Records> for Store {
+    type State = records::State;
+
+    fn with<R>(&self, work: impl FnOnce(&mut Self::State) -> R) -> R {
+        locked(&self.records, work)
+    }
+
+    fn write(
+        state: &mut Self::State,
+        cmd: crate::records::Cmd,
+    ) -> Result<crate::records::Reply, Error> {
+        state.write(&cmd)
+    }
+
+    fn read(
+        state: &Self::State,
+        cmd: &crate::records::Cmd,
+    ) -> Result<crate::records::Reply, Error> {
+        state.read(cmd)
+    }
+}
+
+impl<F: Family> Writer<F> for Store
+where
+    Self: Engine<F>,
+{
+    fn apply(&mut self, batch: &[Request<F>], results: &mut Vec<Result<F::Reply, Error>>) {
+        self.with(|state| {
+            let cmds = batch.iter().map(|request| request.cmd.clone());
+            results.extend(cmds.map(|cmd| Self::write(state, cmd)));
         });
     }
 }
 
-impl Reader<Messages> for Store {
-    fn read(&mut self, cmd: &crate::messages::Cmd) -> Result<crate::messages::Reply, Error> {
-        read(&self.messages, |state| state.read(cmd))
-    }
-}
-
-impl Writer<Records> for Store {
-    fn apply(
-        &mut self,
-        batch: &[Request<Records>],
-        results: &mut Vec<Result<crate::records::Reply, Error>>,
-    ) {
-        write(&self.records, |state| {
-            results.extend(batch.iter().map(|request| state.write(&request.cmd)));
-        });
-    }
-}
-
-impl Reader<Records> for Store {
-    fn read(&mut self, cmd: &crate::records::Cmd) -> Result<crate::records::Reply, Error> {
-        read(&self.records, |state| state.read(cmd))
+impl<F: Family> Reader<F> for Store
+where
+    Self: Engine<F>,
+{
+    fn read(&mut self, cmd: &F::Cmd) -> Result<F::Reply, Error> {
+        self.with(|state| <Self as Engine<F>>::read(state, cmd))
     }
 }

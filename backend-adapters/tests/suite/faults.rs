@@ -10,7 +10,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 fn faulty(plan: Plan, seed: u64) -> Faulty<Messages> {
-    let plain = Store::new().messages(Limits::default()).expect("starts");
+    let plain = Store::new().messages(Limits::default());
     Faulty::new(plain, plan, seed).expect("starts")
 }
 

@@ -6,7 +6,7 @@ use portico_backend::fault::{Faulty, Plan};
 use portico_backend::memory::Store;
 use portico_backend::messages::Messages;
 use portico_backend::records::Records;
-use portico_backend::{Backend, Completion, Family, Limits, Reader, Request, Sink, Writer};
+use portico_backend::{Backend, Completion, Family, Limits, Request, Sink};
 use std::ops::Range;
 use std::path::Path;
 use std::sync::mpsc::{Receiver, Sender, channel};
@@ -43,13 +43,15 @@ pub(crate) struct InMemory {
     pub(crate) fault: Option<(Plan, u64)>,
 }
 
-impl<F: Family> Harness<F> for InMemory
-where
-    Store: Writer<F> + Reader<F>,
-{
-    fn open(&self) -> Result<Arc<dyn Backend<F>>, String> {
-        let plain = self.store.open(tight());
-        wrap(plain.map_err(|error| error.to_string())?, self.fault)
+impl Harness<Messages> for InMemory {
+    fn open(&self) -> Result<Arc<dyn Backend<Messages>>, String> {
+        wrap(self.store.messages(tight()), self.fault)
+    }
+}
+
+impl Harness<Records> for InMemory {
+    fn open(&self) -> Result<Arc<dyn Backend<Records>>, String> {
+        wrap(self.store.records(tight()), self.fault)
     }
 }
 

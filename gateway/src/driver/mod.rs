@@ -66,6 +66,8 @@ const TURN_MAX_US: u64 = 500;
 const ROUND_MAX_US: u64 = 2_000;
 /// The clock is looked at once in so many completions.
 const CLOCK_EVERY: usize = 32;
+/// Answers of an adapter that answers at once lead to requests of their own: pages, for instance.
+const STORE_ROUNDS_MAX: usize = 4;
 const LETTERS_PER_TURN: usize = 512;
 const PUBLISH_EVERY_US: u64 = 50_000;
 /// How often lists that a burst has made long become short again.
@@ -141,11 +143,10 @@ impl Driver {
         self.on_time(&mut work);
         self.carry_out();
         work.busy |= self.sign_in();
+        self.store();
         self.arm_reads();
         self.keep_accepting();
         self.flush_sends();
-        self.storage.enqueue(self.now, &mut self.fx.store);
-        self.storage.submit();
         self.post_messages();
         let wakes = self.outbox.flush(&mut self.ring);
         self.tallies.add(Tally::Wakes, wakes);
@@ -415,6 +416,18 @@ impl Driver {
         }
         self.carry_out();
         true
+    }
+
+    /// Hands the turn's requests to the adapter. One that answers at once is heard at once, so that
+    /// what follows leaves with the same SENDs.
+    fn store(&mut self) {
+        for _ in 0..STORE_ROUNDS_MAX {
+            self.storage.enqueue(self.now, &mut self.fx.store);
+            if !self.storage.submit() || !self.take_stored() {
+                return;
+            }
+            self.carry_out();
+        }
     }
 
     fn post_messages(&mut self) {

@@ -91,8 +91,9 @@ impl Storage {
         }));
     }
 
-    /// Hands in what the adapter takes.
-    pub(super) fn submit(&mut self) {
+    /// Hands in what the adapter takes. True if that was anything.
+    pub(super) fn submit(&mut self) -> bool {
+        let before = self.batches;
         while self.refused.is_none() && !self.queue.is_empty() {
             let batch = self.next_batch();
             self.batches += 1;
@@ -104,6 +105,7 @@ impl Storage {
                 Err(Rejected { batch, why }) => self.take_back(batch, why),
             }
         }
+        self.batches > before
     }
 
     /// Time has passed, or an answer has come: the adapter may take more. Requests whose time is

@@ -38,10 +38,7 @@ impl Store {
                 };
                 Inner::Embedded(embedded::open(options).map_err(Failure::runtime)?)
             }
-            BackendKind::Memory => {
-                let messages = memory::Store::new().messages(limits);
-                Inner::Memory(messages.map_err(Failure::runtime)?)
-            }
+            BackendKind::Memory => Inner::Memory(memory::Store::new().messages(limits)),
         };
         Ok(Self(Arc::new(inner)))
     }

@@ -83,7 +83,7 @@ fn a_store_from_the_future_is_refused() {
         (3 * day_us + 60_000_000, true),
     ] {
         let store = Store::new();
-        let messages: Arc<dyn Backend<Messages>> = store.messages(Limits::default()).unwrap();
+        let messages: Arc<dyn Backend<Messages>> = store.messages(Limits::default());
         set_cursor(&messages, now_us + ahead_us);
         match Gateway::start(options(1), messages, Arc::new(Trusting)) {
             Ok(gateway) => {

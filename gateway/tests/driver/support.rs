@@ -62,7 +62,7 @@ pub(crate) fn options(shards: usize) -> GatewayOptions {
 }
 
 pub(crate) fn memory() -> Arc<dyn Backend<Messages>> {
-    Store::new().messages(Limits::default()).unwrap()
+    Store::new().messages(Limits::default())
 }
 
 pub(crate) fn start(options: GatewayOptions) -> Gateway {
