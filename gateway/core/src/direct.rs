@@ -19,10 +19,13 @@ use crate::{
     home::{ShardId, conv_home},
     mesh::ShardMessage,
     metrics::Counter,
+    ops::Tokens,
+    pool::GiveBack,
     shard::{Purpose, Shard, Turn},
     store::{Entry, InboxRef, StoreCmd, StoreError},
 };
 use bytes::Bytes;
+use hashbrown::HashTable;
 use portico_wire::{
     Frame, Op, RouteHeader,
     encode::{put_routed, put_sent},
@@ -31,7 +34,8 @@ use portico_wire::{
     limits::{ENVELOPE_BYTES_MAX, MSG_ID_AGE_MAX_MS, MSG_ID_AHEAD_MAX_MS, MSG_ID_BEHIND_MAX_MS},
     message::ClientState,
 };
-use std::collections::VecDeque;
+use rustc_hash::FxBuildHasher;
+use std::{collections::VecDeque, hash::BuildHasher};
 
 /// What a sender wants to say; owned, on its way through the shards.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -91,13 +95,18 @@ pub struct DirectSend {
 /// What names a message for ever.
 pub(crate) type AttemptKey = (UserId, DeviceId, MsgId);
 
-/// A message of a user of this shard whose fate is open.
+/// A message of a user of this shard whose fate is open. What it says travels with it; here it is
+/// kept only where somebody will ask for it again.
 #[derive(Debug)]
 pub(crate) struct Outgoing {
     /// Who gets the answer; `None` once it was given up or the sender is gone.
     pub(crate) conn: Option<ConnId>,
     corr: u32,
-    pub(crate) draft: Draft,
+    pub(crate) name: AttemptKey,
+    to: UserId,
+    pub(crate) body_bytes: u32,
+    /// While it waits in a gate, and for the sender's other devices.
+    draft: Option<Box<Draft>>,
     retry: bool,
     /// The sender has other devices.
     siblings: bool,
@@ -105,6 +114,70 @@ pub(crate) struct Outgoing {
     duplicate: bool,
     /// Where it stands in the conversation, once durable.
     conv_seq: ConvSeq,
+}
+
+impl Outgoing {
+    const fn gate(&self) -> Gate {
+        (self.name.0, self.name.1, self.to)
+    }
+}
+
+/// Messages of a device to a recipient, as far as their order is concerned.
+pub(crate) type Gate = (UserId, DeviceId, UserId);
+
+/// The newest attempt under each name. Tokens only: the names stand in the attempts.
+#[derive(Debug, Default)]
+pub(crate) struct Attempts(HashTable<u64>);
+
+impl Attempts {
+    pub(crate) fn len(&self) -> usize {
+        self.0.len()
+    }
+
+    fn get(&self, name: &AttemptKey, open: &Tokens<Outgoing>) -> Option<u64> {
+        self.0.find(hash(name), is(name, open)).copied()
+    }
+
+    /// Call once the attempt is in `open`.
+    fn insert(&mut self, name: &AttemptKey, token: u64, open: &Tokens<Outgoing>) {
+        if let Some(older) = self.0.find_mut(hash(name), is(name, open)) {
+            *older = token;
+            return;
+        }
+        let of = |token: &u64| open.get(*token).map_or(0, |attempt| hash(&attempt.name));
+        self.0.insert_unique(hash(name), token, of);
+    }
+
+    /// Unless a second message under the same name has taken its place.
+    fn remove(&mut self, name: &AttemptKey, token: u64) {
+        if let Ok(entry) = self.0.find_entry(hash(name), |other| *other == token) {
+            entry.remove();
+        }
+    }
+}
+
+impl GiveBack for Attempts {
+    fn give_back(&mut self) {
+        // A table of tokens is small; it goes when nothing is open.
+        if self.0.is_empty() && self.0.capacity() > ATTEMPTS_KEPT {
+            self.0 = HashTable::new();
+        }
+    }
+}
+
+/// Room for so many attempts is kept.
+const ATTEMPTS_KEPT: usize = 256;
+
+/// The end of a message id is random already.
+fn hash(name: &AttemptKey) -> u64 {
+    FxBuildHasher.hash_one((name.0.0, name.2.lo()))
+}
+
+fn is(name: &AttemptKey, open: &Tokens<Outgoing>) -> impl Fn(&u64) -> bool {
+    move |token| {
+        open.get(*token)
+            .is_some_and(|attempt| attempt.name == *name)
+    }
 }
 
 /// Beyond the store's own deadline, before the sender is told that the outcome is unknown.
@@ -125,8 +198,11 @@ impl Shard {
         let retry = frame.flags().contains(Flags::RETRY);
         let wall_ms = cx.now.wall_us / 1_000;
         let name = (sender, device, route.msg_id);
-        let known = self.attempts.get(&name).filter(|_| retry && !ephemeral);
-        let known = known.copied();
+        let known = if retry && !ephemeral {
+            self.attempts.get(&name, &self.outgoing)
+        } else {
+            None
+        };
         let checked = check(&route, frame.body(), ephemeral, wall_ms).and_then(|()| {
             if busy {
                 Err(Refusal::TooManyRequests)
@@ -159,7 +235,7 @@ impl Shard {
             kind: route.kind,
             flags: frame.flags().0 & Flags::SILENT.0,
             ttl_s: route.ttl_s,
-            body: Bytes::copy_from_slice(frame.body()),
+            body: self.bodies.keep(frame.body()),
         };
         if ephemeral {
             let home = self.home(to);
@@ -169,19 +245,27 @@ impl Shard {
         if let Some(conn) = self.conn_mut(id) {
             conn.requests += 1;
         }
-        self.outgoing_bytes += draft.body.len();
+        let body_bytes = draft.body.len() as u32;
+        self.outgoing_bytes += body_bytes as usize;
         let token = self.outgoing.insert(Outgoing {
             conn: Some(id),
             corr,
-            draft,
+            name,
+            to,
+            body_bytes,
+            draft: None,
             retry,
             siblings,
             duplicate: false,
             conv_seq: ConvSeq(0),
         });
-        self.attempts.insert(name, token);
+        self.attempts.insert(&name, token, &self.outgoing);
         self.set_send_deadline(token, cx);
-        self.enter_gate(token, (sender, device, to), retry, cx);
+        if retry || !self.gates.is_empty() {
+            self.enter_gate(token, draft, cx);
+        } else {
+            self.dispatch(token, draft, cx);
+        }
     }
 
     /// A repeated message whose first attempt is still on its way: the new connection gets the
@@ -216,55 +300,52 @@ impl Shard {
         if self.send_deadlines.len() > 2 * self.config.limits.store_requests_max {
             let outgoing = &mut self.outgoing;
             self.send_deadlines
-                .retain(|(_, token)| outgoing.get_mut(*token).is_some());
+                .retain(|(_, token)| outgoing.get(*token).is_some());
         }
     }
 
     /// The fate of an attempt is known.
     fn end_attempt(&mut self, token: u64) -> Option<Outgoing> {
-        let attempt = self.outgoing.remove(token)?;
-        let draft = &attempt.draft;
-        self.outgoing_bytes -= draft.body.len();
-        let key = (draft.sender, draft.device, draft.msg_id);
-        // A second message under the same name may have taken its place.
-        if self.attempts.get(&key) == Some(&token) {
-            self.attempts.remove(&key);
-        }
-        Some(attempt)
+        let attempt = self.outgoing.get(token)?;
+        self.outgoing_bytes -= attempt.body_bytes as usize;
+        self.attempts.remove(&attempt.name, token);
+        self.outgoing.remove(token)
     }
 
-    fn enter_gate(
-        &mut self,
-        token: u64,
-        key: (UserId, DeviceId, UserId),
-        retry: bool,
-        cx: &mut Turn<'_>,
-    ) {
+    fn enter_gate(&mut self, token: u64, draft: Draft, cx: &mut Turn<'_>) {
         let max = self.config.limits.gate_messages_max;
+        let Some(attempt) = self.outgoing.get_mut(token) else {
+            return;
+        };
+        let (key, retry) = (attempt.gate(), attempt.retry);
         match self.gates.get_mut(&key) {
-            Some(waiting) if waiting.len() < max => waiting.push_back(token),
+            Some(waiting) if waiting.len() < max => {
+                attempt.draft = Some(Box::new(draft));
+                waiting.push_back(token);
+            }
             Some(_) => self.fail_send(token, Refusal::Overloaded, cx),
             None if retry => {
+                attempt.draft = Some(Box::new(draft));
                 self.gates.insert(key, VecDeque::new());
                 self.find_attempt(token, cx);
             }
-            None => self.dispatch(token, cx),
+            None => self.dispatch(token, draft, cx),
         }
     }
 
     fn find_attempt(&mut self, token: u64, cx: &mut Turn<'_>) {
-        let Some(attempt) = self.outgoing.get_mut(token) else {
+        let Some(attempt) = self.outgoing.get(token) else {
             return;
         };
-        let draft = &attempt.draft;
-        let dated_ms = draft.msg_id.unix_ms().unwrap_or(0);
+        let (sender, device, msg_id) = attempt.name;
+        let dated_ms = msg_id.unix_ms().unwrap_or(0);
         let since_ms = dated_ms.saturating_sub(MSG_ID_BEHIND_MAX_MS);
         let cmd = StoreCmd::Find {
-            conv: draft.conv(),
+            conv: ConvId::direct(sender, attempt.to),
             since: ConvSeq(since_ms * 1_000),
-            sender: draft.sender,
-            device: draft.device,
-            msg_id: draft.msg_id,
+            sender,
+            device,
+            msg_id,
         };
         self.submit(Purpose::Find { token }, cmd, cx);
     }
@@ -278,14 +359,15 @@ impl Shard {
         let Some(attempt) = self.outgoing.get_mut(token) else {
             return;
         };
-        let draft = &attempt.draft;
-        let key = (draft.sender, draft.device, draft.to);
+        let key = attempt.gate();
         match result {
             Ok(Some(conv_seq)) => {
                 attempt.duplicate = true;
-                self.send_home(token, Place::Existing(conv_seq), cx);
+                if let Some(draft) = attempt.draft.take() {
+                    self.send_home(token, Place::Existing(conv_seq), *draft, cx);
+                }
             }
-            Ok(None) => self.dispatch(token, cx),
+            Ok(None) => self.dispatch_waiting(token, cx),
             Err(error) => self.fail_send(token, Refusal::Store(error), cx),
         }
         self.open_gate(key, cx);
@@ -295,7 +377,7 @@ impl Shard {
     ///
     /// Nobody searches for a sender who has gone: what waits here was never handed on, and its
     /// sender says it again. What came behind it is let go of too, or it would overtake.
-    fn open_gate(&mut self, key: (UserId, DeviceId, UserId), cx: &mut Turn<'_>) {
+    fn open_gate(&mut self, key: Gate, cx: &mut Turn<'_>) {
         let mut abandoned = false;
         while let Some(token) = self.gates.get_mut(&key).and_then(VecDeque::pop_front) {
             let Some(attempt) = self.outgoing.get_mut(token) else {
@@ -309,31 +391,37 @@ impl Shard {
             } else if retry {
                 return self.find_attempt(token, cx);
             } else {
-                self.dispatch(token, cx);
+                self.dispatch_waiting(token, cx);
             }
         }
         self.gates.remove(&key);
     }
 
+    fn dispatch_waiting(&mut self, token: u64, cx: &mut Turn<'_>) {
+        let attempt = self.outgoing.get_mut(token);
+        if let Some(draft) = attempt.and_then(|attempt| attempt.draft.take()) {
+            self.dispatch(token, *draft, cx);
+        }
+    }
+
     /// A message that is new: its place in the conversation is given by the conversation's home.
-    fn dispatch(&mut self, token: u64, cx: &mut Turn<'_>) {
-        let Some(attempt) = self.outgoing.get_mut(token) else {
-            return;
-        };
-        let here = conv_home(attempt.draft.conv(), self.config.shards) == self.config.shard;
+    fn dispatch(&mut self, token: u64, draft: Draft, cx: &mut Turn<'_>) {
+        let here = conv_home(draft.conv(), self.config.shards) == self.config.shard;
         let place = if here {
             Place::At(ConvSeq(self.seq.next(cx.now.wall_us)))
         } else {
             Place::Next
         };
-        self.send_home(token, place, cx);
+        self.send_home(token, place, draft, cx);
     }
 
-    fn send_home(&mut self, token: u64, place: Place, cx: &mut Turn<'_>) {
+    fn send_home(&mut self, token: u64, place: Place, draft: Draft, cx: &mut Turn<'_>) {
         let Some(attempt) = self.outgoing.get_mut(token) else {
             return;
         };
-        let draft = attempt.draft.clone();
+        if attempt.siblings {
+            attempt.draft = Some(Box::new(draft.clone()));
+        }
         let home = self.home(draft.to);
         let send = DirectSend {
             origin: self.config.shard,
@@ -341,7 +429,11 @@ impl Shard {
             place,
             draft,
         };
-        self.post(home, ShardMessage::Direct(Box::new(send)), cx);
+        if home == self.config.shard {
+            self.on_direct(send, cx);
+        } else {
+            self.post(home, ShardMessage::Direct(Box::new(send)), cx);
+        }
     }
 
     /// At the recipient's home: numbers, and one atomic write.
@@ -354,7 +446,7 @@ impl Shard {
         } = send;
         if self.is_store_full() {
             let result = Err(StoreError::Overloaded { retry_after_ms: 0 });
-            return self.post(origin, ShardMessage::DirectDone { token, result }, cx);
+            return self.answer_direct(origin, token, result, cx);
         }
         let (conv_seq, exists) = match place {
             Place::Next => (ConvSeq(self.seq.next(cx.now.wall_us)), false),
@@ -402,7 +494,21 @@ impl Shard {
     ) {
         self.lane.settle(place, result.is_ok());
         self.show_visible(cx);
-        self.post(origin, ShardMessage::DirectDone { token, result }, cx);
+        self.answer_direct(origin, token, result, cx);
+    }
+
+    fn answer_direct(
+        &mut self,
+        origin: ShardId,
+        token: u64,
+        result: Result<ConvSeq, StoreError>,
+        cx: &mut Turn<'_>,
+    ) {
+        if origin == self.config.shard {
+            self.on_direct_done(token, result, cx);
+        } else {
+            self.post(origin, ShardMessage::DirectDone { token, result }, cx);
+        }
     }
 
     /// Back at the sender's home.
@@ -420,25 +526,23 @@ impl Shard {
             return;
         };
         attempt.conv_seq = conv_seq;
-        let draft = &attempt.draft;
-        let (sender, device, to) = (draft.sender, draft.device, draft.to);
-        let siblings = attempt.siblings;
+        let ((sender, device, _), to) = (attempt.name, attempt.to);
+        let (siblings, duplicate) = (attempt.siblings, attempt.duplicate);
+        let draft = attempt.draft.take();
         // Another device may have come since the message was taken.
         if to == sender || !(siblings || self.has_siblings(sender, device)) {
             return self.finish_send(token, cx);
         }
-        let Some(attempt) = self.outgoing.get_mut(token) else {
-            return;
-        };
-        let (draft, duplicate) = (attempt.draft.clone(), attempt.duplicate);
         // The sender's other devices learn of it from the sender's own inbox; SENT waits for that.
         let reference = InboxRef {
             user: sender,
             seq: Seq(self.seq.next(cx.now.wall_us)),
-            conv: draft.conv(),
+            conv: ConvId::direct(sender, to),
             conv_seq,
         };
-        let shown = (!duplicate).then(|| draft.entry(conv_seq));
+        // A device that has come since reads it from the store.
+        let shown = draft.filter(|_| !duplicate);
+        let shown = shown.map(|draft| draft.entry(conv_seq));
         let place = self.lane.push(sender, reference.seq, shown);
         let cmd = StoreCmd::AddRefs {
             refs: vec![reference],

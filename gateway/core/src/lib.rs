@@ -28,6 +28,7 @@
 
 mod absent;
 mod admission;
+mod body;
 mod conn;
 mod direct;
 mod drain;

@@ -43,6 +43,14 @@ impl<T> Tokens<T> {
         u64::from(slot.generation) << 32 | u64::from(index)
     }
 
+    pub(crate) fn get(&self, token: u64) -> Option<&T> {
+        let slot = self.slots.get(token as u32 as usize)?;
+        if slot.generation != (token >> 32) as u32 {
+            return None;
+        }
+        slot.value.as_ref()
+    }
+
     pub(crate) fn get_mut(&mut self, token: u64) -> Option<&mut T> {
         let slot = self.slots.get_mut(token as u32 as usize)?;
         if slot.generation != (token >> 32) as u32 {

@@ -3,8 +3,9 @@
 use crate::{
     absent::Absent,
     admission::Admission,
+    body::Bodies,
     conn::{Conn, ConnId, Phase},
-    direct::{AttemptKey, Outgoing},
+    direct::{Attempts, Gate, Outgoing},
     drain::Drain,
     effects::{Effect, Effects},
     error::Refusal,
@@ -27,7 +28,7 @@ use crate::{
 use portico_wire::{
     CloseCode, Frame, FrameError, Op,
     encode::Encoder,
-    ids::{ConvId, ConvSeq, DeviceId, Seq, UserId},
+    ids::{ConvId, ConvSeq, Seq, UserId},
     limits::{FRAME_BYTES_BEFORE_WELCOME_MAX, MALFORMED_PER_MINUTE_MAX, RECEIVE_MAX_CEILING},
     message::ClientState,
     op::{Direction, PRIVATE_FIRST},
@@ -100,19 +101,21 @@ pub struct Shard {
     pub(crate) wheel: Wheel,
     pub(crate) encoder: Encoder,
     pub(crate) pool: Pool,
+    /// Where the bodies of messages are kept while they are on their way.
+    pub(crate) bodies: Bodies,
     pub(crate) counters: Counters,
     pub(crate) unsaved: Unsaved,
     pub(crate) drain: Option<Drain>,
     /// Messages of this shard's users whose fate is open.
     pub(crate) outgoing: Tokens<Outgoing>,
     /// The newest of them under each name.
-    pub(crate) attempts: FxHashMap<AttemptKey, u64>,
+    pub(crate) attempts: Attempts,
     /// The length of their bodies.
     pub(crate) outgoing_bytes: usize,
     /// When to stop waiting for each of them; in order, because the time allowed is the same.
     pub(crate) send_deadlines: VecDeque<(u64, u64)>,
     /// Messages that wait while a first attempt is looked for, per device and recipient.
-    pub(crate) gates: FxHashMap<(UserId, DeviceId, UserId), VecDeque<u64>>,
+    pub(crate) gates: FxHashMap<Gate, VecDeque<u64>>,
     /// Connections whose page failed, and when to read again; in order.
     pub(crate) page_retries: VecDeque<(u64, ConnId)>,
     /// Questions for watermarks whose answers are being read.
@@ -125,6 +128,8 @@ pub struct Shard {
     /// Messages to this very shard.
     pub(crate) local: VecDeque<ShardMessage>,
     pub(crate) due: Vec<u32>,
+    /// Time up to which everything that was due is done.
+    timed_us: u64,
     /// The second of the last look at memory to give back.
     pub(crate) trimmed_s: u32,
     open: usize,
@@ -150,11 +155,12 @@ impl Shard {
             wheel: Wheel::new(config.connections_hint),
             encoder: Encoder::new(),
             pool: Pool::new(config.shards),
+            bodies: Bodies::default(),
             counters: Counters::default(),
             unsaved: Unsaved::default(),
             drain: None,
             outgoing: Tokens::default(),
-            attempts: FxHashMap::default(),
+            attempts: Attempts::default(),
             outgoing_bytes: 0,
             send_deadlines: VecDeque::new(),
             gates: FxHashMap::default(),
@@ -165,6 +171,7 @@ impl Shard {
             inbox_reads: 0,
             local: VecDeque::new(),
             due: Vec::new(),
+            timed_us: 0,
             trimmed_s: 0,
             open: 0,
             sessions: 0,
@@ -175,6 +182,9 @@ impl Shard {
     /// Takes one event and says what follows from it. Effects are appended to `fx`.
     pub fn handle(&mut self, now: Now, input: Input<'_>, fx: &mut Effects) {
         let cx = &mut Turn { now, fx };
+        // A driver hands in many inputs of one moment: time is looked after at the first of them,
+        // and wherever the input asks for it.
+        let mut timely = self.timed_us != now.mono_us;
         // The wheel's clock moves first, so that a deadline set now is not cut short by it; what
         // came due is looked at after the input, which may be the sign of life waited for.
         self.wheel.advance(now.mono_s(), &mut self.due);
@@ -190,13 +200,19 @@ impl Shard {
             Input::Adopted { conn, session } => self.on_adopted(conn, session, cx),
             Input::Message { message, .. } => self.on_message(message, cx),
             Input::Stored { token, result } => self.on_stored(token, result, cx),
-            Input::Tick => {}
+            Input::Tick => timely = true,
             Input::Drain {
                 spread_ms,
                 deadline_ms,
-            } => self.begin_drain(spread_ms, deadline_ms, cx),
+            } => {
+                timely = true;
+                self.begin_drain(spread_ms, deadline_ms, cx);
+            }
         }
-        self.on_time(cx);
+        if timely {
+            self.timed_us = now.mono_us;
+            self.on_time(cx);
+        }
         while let Some(message) = self.local.pop_front() {
             self.on_message(message, cx);
         }

@@ -19,7 +19,7 @@ impl Shard {
         self.check_absent();
         let busy = self.conns.iter().filter_map(|conn| conn.traffic.as_ref());
         assert!(busy.into_iter().all(|traffic| !traffic.is_at_rest()));
-        let bodies = self.outgoing.values().map(|open| open.draft.body.len());
+        let bodies = self.outgoing.values().map(|open| open.body_bytes as usize);
         assert_eq!(self.outgoing_bytes, bodies.sum::<usize>());
         assert!(self.attempts.len() <= self.outgoing.len());
         for (key, gate) in &self.gates {
