@@ -14,7 +14,7 @@
 
 use bytes::Bytes;
 use portico_backend::embedded::{self, Options};
-use portico_backend::messages::{Cmd, Entry, EntryMeta, InboxRef, Messages};
+use portico_backend::messages::{Cmd, Entry, EntryMeta, InboxRef, Messages, Refs};
 use portico_backend::stats::COMMIT_BOUNDS_US;
 use portico_backend::{Backend, Completion, Request, Sink, Stats};
 use portico_wire::ids::{ConvId, ConvSeq, DeviceId, MsgId, Seq, UserId};
@@ -95,7 +95,7 @@ impl Traffic {
             deadline,
             cmd: Cmd::Append {
                 entry,
-                refs: vec![reference],
+                refs: Refs::from_buf([reference]),
                 fan_out: false,
             },
         }

@@ -18,6 +18,7 @@
 use crate::{Error, Family};
 use bytes::Bytes;
 use portico_wire::ids::{ConvId, ConvSeq, DeviceId, MsgId, Seq, UserId};
+use smallvec::SmallVec;
 use std::fmt;
 
 /// The greatest sequence number a store accepts: the last microsecond of the year 9999. Keeps the
@@ -76,6 +77,9 @@ pub struct InboxRef {
     pub conv: ConvId,
     pub conv_seq: ConvSeq,
 }
+
+/// References of one entry. A direct message has one, and needs no memory for a list.
+pub type Refs = SmallVec<[InboxRef; 1]>;
 
 /// How far a user has received and read a conversation.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -136,7 +140,7 @@ pub enum Cmd {
     /// Atomic: the entry, the references, and the marker of an open fan-out if `fan_out`.
     Append {
         entry: Entry,
-        refs: Vec<InboxRef>,
+        refs: Refs,
         fan_out: bool,
     },
     /// Each reference by itself. Guarded by the marker.

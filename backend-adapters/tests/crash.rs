@@ -92,7 +92,7 @@ fn append(n: u64, len: usize) -> Cmd {
     }];
     Cmd::Append {
         entry,
-        refs,
+        refs: refs.into(),
         fan_out: false,
     }
 }

@@ -100,7 +100,7 @@ impl Maps {
                     self.fan_outs.insert(place);
                 }
                 self.entries.insert(place, entry);
-                self.refer(refs);
+                self.refer(refs.into_vec());
             }
             Cmd::AddRefs { refs } => self.refer(refs),
             Cmd::EndFanOut { conv, conv_seq } => {

@@ -5,7 +5,7 @@
 
 use portico_backend::{
     Error, Kind,
-    messages::{Cmd, Entry, EntryMeta, InboxRef, Item, Mark, Reply, Watermark},
+    messages::{Cmd, Entry, EntryMeta, InboxRef, Item, Mark, Refs, Reply, Watermark},
 };
 use portico_core::store::{self, StoreCmd, StoreError, StoreReply};
 use portico_wire::ids::{ConvId, ConvSeq, UserId};
@@ -16,7 +16,7 @@ pub(crate) fn command(cmd: StoreCmd) -> Cmd {
     match cmd {
         StoreCmd::Append { entry, to } => Cmd::Append {
             entry: entry_out(entry),
-            refs: vec![reference(to)],
+            refs: Refs::from_buf([reference(to)]),
             fan_out: false,
         },
         StoreCmd::AddRefs { refs } => Cmd::AddRefs {
@@ -214,7 +214,7 @@ mod tests {
         else {
             panic!("{cmd:?}");
         };
-        assert_eq!(refs, [reference(to)]);
+        assert_eq!(refs.as_slice(), [reference(to)]);
         let reply = Reply::Page {
             items: vec![Item {
                 seq: Seq(12),

@@ -73,7 +73,7 @@ pub(super) fn reference_at(user: UserId, seq: u64, entry: &Entry) -> InboxRef {
 pub(super) fn append(entry: &Entry, refs: Vec<InboxRef>) -> Cmd {
     Cmd::Append {
         entry: entry.clone(),
-        refs,
+        refs: refs.into(),
         fan_out: false,
     }
 }

@@ -7,7 +7,7 @@ use super::messages::{
     Messenger, ceiling, cursors_of, inbox, messenger, open_fan_outs, watermarks_of,
 };
 use super::{Outcome, ensure, ensure_eq};
-use crate::messages::{Cmd, Item, Mark, Messages, Watermark};
+use crate::messages::{Cmd, Item, Mark, Messages, Refs, Watermark};
 use crate::{Backend, Durability};
 use portico_wire::ids::{ConvId, ConvSeq, DeviceId, Seq, UserId};
 use std::sync::Arc;
@@ -90,7 +90,7 @@ impl Written {
         for entry in &fan_outs {
             client.ok(&Cmd::Append {
                 entry: entry.clone(),
-                refs: Vec::new(),
+                refs: Refs::new(),
                 fan_out: true,
             })?;
         }

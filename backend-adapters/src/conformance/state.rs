@@ -6,7 +6,7 @@ use super::messages::{
 };
 use super::{Outcome, ensure, ensure_eq};
 use crate::Backend;
-use crate::messages::{Cmd, InboxRef, Mark, Messages, Watermark};
+use crate::messages::{Cmd, InboxRef, Mark, Messages, Refs, Watermark};
 use portico_wire::ids::{ConvSeq, DeviceId, Seq, UserId};
 use std::sync::Arc;
 
@@ -17,7 +17,7 @@ pub(super) fn fan_out_stays_open_until_it_ends(backend: &Arc<dyn Backend<Message
     for entry in &messages {
         client.ok(&Cmd::Append {
             entry: entry.clone(),
-            refs: Vec::new(),
+            refs: Refs::new(),
             fan_out: true,
         })?;
     }

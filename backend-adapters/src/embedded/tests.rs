@@ -7,7 +7,7 @@ use super::read::MessageReader;
 use super::records::{RecordReader, RecordWriter};
 use super::write::MessageWriter;
 use super::{OpenError, Options, layout};
-use crate::messages::{self, Cmd, Entry, EntryMeta, InboxRef, Mark, Messages, Reply};
+use crate::messages::{self, Cmd, Entry, EntryMeta, InboxRef, Mark, Messages, Refs, Reply};
 use crate::records::{self, Expect, Records, Table, Version};
 use crate::{Error, Family, Kind, Reader, Request, Writer};
 use bytes::Bytes;
@@ -142,7 +142,7 @@ fn reference(seq: u64, at: u64) -> InboxRef {
 fn direct(at: u64) -> Cmd {
     Cmd::Append {
         entry: entry(at),
-        refs: vec![reference(at + 1, at)],
+        refs: vec![reference(at + 1, at)].into(),
         fan_out: false,
     }
 }
@@ -173,7 +173,7 @@ fn rows_lie_where_the_document_says() {
     store.ok(&[
         Cmd::Append {
             entry: entry(NOW_US),
-            refs: vec![reference(NOW_US + 1, NOW_US)],
+            refs: vec![reference(NOW_US + 1, NOW_US)].into(),
             fan_out: true,
         },
         Cmd::SetCursors {
@@ -525,7 +525,8 @@ fn a_refused_command_leaves_nothing_in_the_commit() {
         refs: vec![
             reference(NOW_US + 1, NOW_US),
             reference(messages::SEQ_MAX + 1, NOW_US),
-        ],
+        ]
+        .into(),
         fan_out: true,
     };
     let results = store.write(&[late, direct(NOW_US + 10)]);
@@ -545,7 +546,7 @@ fn a_refused_command_leaves_nothing_in_the_commit() {
 fn within_a_commit_the_later_row_wins() {
     let begin = |at| Cmd::Append {
         entry: entry(at),
-        refs: Vec::new(),
+        refs: Refs::new(),
         fan_out: true,
     };
     let end = |at| Cmd::EndFanOut {

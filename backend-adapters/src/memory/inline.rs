@@ -86,8 +86,8 @@ where
         if batch.is_empty() {
             return Ok(());
         }
-        let bytes = |requests: &[Request<F>]| requests.iter().map(|r| F::bytes(&r.cmd)).sum();
-        if let Err(why) = self.check(batch.len(), bytes(&batch)) {
+        let bytes = batch.iter().map(|request| F::bytes(&request.cmd)).sum();
+        if let Err(why) = self.check(batch.len(), bytes) {
             add(&self.tallies.rejected, 1);
             return Err(Rejected { batch, why });
         }

@@ -4,16 +4,41 @@ use super::{VALUE_BYTES_MAX, log::Log};
 use crate::Error;
 use crate::ceiling::Ceiling;
 use crate::messages::{
-    Cmd, Entry, InboxRef, Item, Mark, PAGE_ITEMS_MAX, PageBound, Reply, Watermark,
+    Cmd, Entry, EntryMeta, InboxRef, Item, Mark, PAGE_ITEMS_MAX, PageBound, Reply, Watermark,
 };
+use bytes::Bytes;
 use portico_wire::ids::{ConvId, ConvSeq, DeviceId, MsgId, Seq, UserId};
 use rustc_hash::FxHashMap;
 use std::collections::BTreeSet;
 use std::ops::Bound;
 
+/// An entry, without what names it.
+#[derive(Debug)]
+struct Stored {
+    sender: UserId,
+    msg_id: MsgId,
+    meta: EntryMeta,
+    device: DeviceId,
+    body: Bytes,
+}
+
+impl Stored {
+    fn entry(&self, conv: ConvId, conv_seq: ConvSeq) -> Entry {
+        Entry {
+            conv,
+            conv_seq,
+            sender: self.sender,
+            device: self.device,
+            msg_id: self.msg_id,
+            meta: self.meta,
+            body: self.body.clone(),
+        }
+    }
+}
+
 #[derive(Debug, Default)]
 pub(super) struct State {
-    entries: FxHashMap<ConvId, Log<ConvSeq, Entry>>,
+    entries: FxHashMap<ConvId, Log<ConvSeq, Stored>>,
     inboxes: FxHashMap<UserId, Log<Seq, (ConvId, ConvSeq)>>,
     fan_outs: BTreeSet<(ConvId, ConvSeq)>,
     /// By device.
@@ -40,7 +65,14 @@ impl State {
             } => {
                 let place = (entry.conv, entry.conv_seq);
                 let conv = self.entries.entry(entry.conv).or_default();
-                conv.insert(entry.conv_seq, entry);
+                let stored = Stored {
+                    sender: entry.sender,
+                    msg_id: entry.msg_id,
+                    meta: entry.meta,
+                    device: entry.device,
+                    body: entry.body,
+                };
+                conv.insert(entry.conv_seq, stored);
                 self.add_refs(&refs);
                 if fan_out {
                     self.fan_outs.insert(place);
@@ -134,7 +166,7 @@ impl State {
         }
     }
 
-    fn entry(&self, (conv, conv_seq): (ConvId, ConvSeq)) -> Option<&Entry> {
+    fn stored(&self, (conv, conv_seq): (ConvId, ConvSeq)) -> Option<&Stored> {
         self.entries.get(&conv)?.get(conv_seq)
     }
 
@@ -151,15 +183,15 @@ impl State {
         let inbox = self.inboxes.get(&user).into_iter();
         let refs = inbox.flat_map(|inbox| inbox.from(after));
         for (seq, place) in refs.filter(|(seq, _)| *seq > after) {
-            let Some(entry) = self.entry(*place) else {
+            let Some(stored) = self.stored(*place) else {
                 continue;
             };
-            if !page.admit(entry.body.len()) {
+            if !page.admit(stored.body.len()) {
                 return Reply::Page { items, more: true };
             }
             items.push(Item {
                 seq: *seq,
-                entry: entry.clone(),
+                entry: stored.entry(place.0, place.1),
             });
         }
         Reply::Page { items, more: false }
@@ -167,15 +199,15 @@ impl State {
 
     fn history(&self, conv: ConvId, before: ConvSeq, mut page: PageBound) -> Reply {
         let mut entries = Vec::new();
-        let conv = self.entries.get(&conv).into_iter();
-        for (_, entry) in conv.flat_map(|conv| conv.before(before)) {
-            if !page.admit(entry.body.len()) {
+        let log = self.entries.get(&conv).into_iter();
+        for (conv_seq, stored) in log.flat_map(|log| log.before(before)) {
+            if !page.admit(stored.body.len()) {
                 return Reply::Entries {
                     entries,
                     more: true,
                 };
             }
-            entries.push(entry.clone());
+            entries.push(stored.entry(conv, *conv_seq));
         }
         Reply::Entries {
             entries,

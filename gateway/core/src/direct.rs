@@ -130,6 +130,7 @@ pub(crate) type Gate = (UserId, DeviceId, UserId);
 pub(crate) struct Attempts(HashTable<u64>);
 
 impl Attempts {
+    #[cfg(feature = "testing")]
     pub(crate) fn len(&self) -> usize {
         self.0.len()
     }

@@ -18,9 +18,25 @@ pub(super) fn mono_us() -> u64 {
     micros(clock_gettime(ClockId::Monotonic))
 }
 
-/// A time of the monotonic clock as the adapters see it. `Instant` runs on the same clock.
-pub(super) fn instant(now: Now, at_us: u64) -> Instant {
-    Instant::now() + Duration::from_micros(at_us.saturating_sub(now.mono_us))
+/// Times of the monotonic clock as the adapters see them. `Instant` runs on the same clock, and is
+/// read once for as many as there are.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Deadlines {
+    now: Instant,
+    now_us: u64,
+}
+
+impl Deadlines {
+    pub(super) fn from(now: Now) -> Self {
+        Self {
+            now: Instant::now(),
+            now_us: now.mono_us,
+        }
+    }
+
+    pub(super) fn at(self, at_us: u64) -> Instant {
+        self.now + Duration::from_micros(at_us.saturating_sub(self.now_us))
+    }
 }
 
 /// A clock set to before 1970 counts as 1970.

@@ -82,11 +82,15 @@ impl Storage {
 
     /// Takes the requests of a turn, in order.
     pub(super) fn enqueue(&mut self, now: Now, requests: &mut Vec<StoreRequest>) {
+        if requests.is_empty() {
+            return;
+        }
         let lane = self.lane;
+        let deadlines = clock::Deadlines::from(now);
         self.queue.extend(requests.drain(..).map(|request| Request {
             token: request.token.0,
             lane,
-            deadline: clock::instant(now, request.deadline_us),
+            deadline: deadlines.at(request.deadline_us),
             cmd: store_map::command(request.cmd),
         }));
     }
