@@ -81,14 +81,22 @@ impl Bare {
         }
     }
 
-    /// Bytes that this harness holds itself, for whoever counts those of the shards.
+    /// Bytes that this harness and its lists of effects hold, for whoever counts those of the
+    /// shards.
     #[must_use]
     pub fn own_bytes(&self) -> usize {
-        let of_node = |node: &Node| {
-            node.list.capacity() * size_of::<Effect>()
-                + node.store.capacity() * size_of::<StoreRequest>()
-                + node.mesh.capacity() * size_of::<(ShardId, ShardMessage)>()
-                + node.users.capacity() * size_of::<UserId>()
+        let of_node = |Node {
+                           fx,
+                           list,
+                           store,
+                           mesh,
+                           users,
+                           ..
+                       }: &Node| {
+            (fx.list.capacity() + list.capacity()) * size_of::<Effect>()
+                + (fx.store.capacity() + store.capacity()) * size_of::<StoreRequest>()
+                + (fx.mesh.capacity() + mesh.capacity()) * size_of::<(ShardId, ShardMessage)>()
+                + users.capacity() * size_of::<UserId>()
         };
         self.nodes.iter().map(of_node).sum::<usize>()
             + self.seats.capacity() * size_of::<Seat>()

@@ -16,15 +16,15 @@ use std::{
 
 /// To be set as `#[global_allocator]` by the program that wants to know.
 #[derive(Debug)]
-pub struct Counting;
+pub(crate) struct Counting;
 
 /// What this thread has done so far.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Counted {
+pub(crate) struct Counted {
     /// Requests for memory; one that grows or shrinks what is there counts too.
-    pub allocations: u64,
+    pub(crate) allocations: u64,
     /// Asked for and not given back. Below zero where a thread frees what another has allocated.
-    pub live_bytes: i64,
+    pub(crate) live_bytes: i64,
 }
 
 thread_local! {
@@ -37,7 +37,7 @@ thread_local! {
 }
 
 /// Of the calling thread.
-pub fn counted() -> Counted {
+pub(crate) fn counted() -> Counted {
     COUNTED.get()
 }
 
