@@ -157,7 +157,7 @@ fn run(c: &mut Criterion) -> Result<(), Box<dyn Error>> {
     group.measurement_time(Duration::from_secs(3));
     group.warm_up_time(Duration::from_secs(1));
 
-    let store = Store::new().messages(Limits::default())?;
+    let store = Store::new().messages(Limits::default());
     batches(&mut group, "memory", &mut Bench::new(store.clone()));
     store.close(Instant::now() + PATIENCE)?;
 
