@@ -26,6 +26,16 @@ fn route() -> RouteHeader {
     }
 }
 
+/// Ten SEND frames of one client, as one receive brings them.
+fn ten_sends(envelope: &[u8]) -> Vec<u8> {
+    let mut bytes = Vec::new();
+    for corr in 1..=10 {
+        let op = Op::Send as u8;
+        encode::put_routed(&mut bytes, op, Flags::NONE, corr, 0, &route(), envelope);
+    }
+    bytes
+}
+
 fn envelope() -> Vec<u8> {
     let body = [0x5a; 200];
     let envelope = Envelope {
@@ -38,11 +48,7 @@ fn envelope() -> Vec<u8> {
 
 fn read(c: &mut Criterion) {
     let envelope = envelope();
-    let mut bytes = Vec::new();
-    for corr in 1..=10 {
-        let op = Op::Send as u8;
-        encode::put_routed(&mut bytes, op, Flags::NONE, corr, 0, &route(), &envelope);
-    }
+    let bytes = ten_sends(&envelope);
     let mut group = c.benchmark_group("read");
     group.throughput(Throughput::Elements(10));
     group.bench_function("ten SEND frames, headers only", |b| {
@@ -60,6 +66,22 @@ fn read(c: &mut Criterion) {
     group.bench_function("an Envelope of 200 bytes, verified", |b| {
         b.iter(|| Envelope::decode(black_box(&envelope)).map(|envelope| envelope.body.len()));
     });
+    let mut answers = Vec::new();
+    encode::put_ack(&mut answers, Seq(7), 256);
+    encode::put_sent(&mut answers, 7, ConvSeq(9), false);
+    group.throughput(Throughput::Elements(2));
+    group.bench_function("ACK and SENT", |b| {
+        b.iter(|| {
+            let mut rest = black_box(&answers[..]);
+            let mut sum = 0;
+            while let Ok(Some(frame)) = next_frame(rest, MAX_BYTES) {
+                rest = &rest[frame.bytes().len()..];
+                sum += frame.seq_header().seq;
+            }
+            sum
+        });
+    });
+    group.throughput(Throughput::Elements(1));
     let mut hello = Vec::new();
     let token = "t".repeat(600);
     let value = Hello {
@@ -98,6 +120,13 @@ fn write(c: &mut Criterion) {
             out.len()
         });
     });
+    group.bench_function("ACK", |b| {
+        b.iter(|| {
+            out.clear();
+            encode::put_ack(&mut out, black_box(Seq(7)), 256);
+            out.len()
+        });
+    });
     group.bench_function("SENT", |b| {
         b.iter(|| {
             out.clear();
@@ -117,5 +146,37 @@ fn write(c: &mut Criterion) {
     group.finish();
 }
 
-criterion_group!(benches, read, write);
+/// What the gateway does with the bytes of a message: SEND is read, DELIVER and SENT are written.
+fn relay(c: &mut Criterion) {
+    let bytes = ten_sends(&envelope());
+    let (mut out, mut sent) = (Vec::with_capacity(64 << 10), Vec::with_capacity(4 << 10));
+    let mut group = c.benchmark_group("relay");
+    group.throughput(Throughput::Elements(10));
+    group.bench_function("ten SENDs to ten DELIVERs and ten SENTs", |b| {
+        b.iter(|| {
+            out.clear();
+            sent.clear();
+            let mut rest = black_box(&bytes[..]);
+            while let Ok(Some(frame)) = next_frame(rest, MAX_BYTES) {
+                rest = &rest[frame.bytes().len()..];
+                let Some(send) = frame.route() else { continue };
+                let route = RouteHeader {
+                    seq: Seq(send.seq.0 + 1),
+                    conv: 41,
+                    conv_seq: ConvSeq(send.seq.0),
+                    user: UserId(41),
+                    dev: DeviceId(1),
+                    ..send
+                };
+                let op = Op::Deliver as u8;
+                encode::put_routed(&mut out, op, Flags::NONE, 0, 0, &route, frame.body());
+                encode::put_sent(&mut sent, frame.corr(), route.conv_seq, false);
+            }
+            out.len() + sent.len()
+        });
+    });
+    group.finish();
+}
+
+criterion_group!(benches, read, write, relay);
 criterion_main!(benches);

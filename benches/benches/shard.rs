@@ -1,175 +1,227 @@
 //! The shard core alone: the whole life of a direct message without sockets and without a store
 //! that takes time. What remains is the gateway's own work.
 
-use criterion::{Criterion, Throughput, criterion_group, criterion_main};
-use portico_core::store::{StoreCmd, StoreReply};
-use portico_core::{ConnId, Effect, Effects, Grant, Input, Now, Shard, ShardConfig, ShardId, feed};
+use criterion::{
+    BenchmarkGroup, Criterion, Throughput, criterion_group, criterion_main, measurement::WallTime,
+};
+use portico_core::{Counter, testing::Bare};
 use portico_wire::{
     Flags, Op, RouteHeader,
     encode::{self, Encoder},
     frame::ConvKind,
-    ids::{DeviceId, MsgId, Seq, UserId},
-    message::{Envelope, Hello},
-    next_frame,
+    ids::MsgId,
+    message::Envelope,
 };
+use std::time::{Duration, Instant};
 
-const START_US: u64 = 1_790_000_000_000_000;
+/// Connections of the benches whose price might grow with their number.
+const IDLE: u64 = 100_000;
+/// What an idle client promises.
+const HEARTBEAT_S: u64 = 60;
+/// Recipients of the fan-out, and how many of its SENDs come in one segment.
+const FANNED: u64 = 1_000;
+const FANNED_PER_SEGMENT: u64 = 100;
+/// Users whose ACKs are timed together: one alone is too short for the clock.
+const ACKING: u64 = 256;
 
-/// One shard with two users, and everything around it answered at once.
-struct Bench {
-    shard: Shard,
-    fx: Effects,
-    now: Now,
-    last_seq: Seq,
+/// One shard with so many users, logged in.
+fn shard_with(users: u64) -> Bare {
+    let mut bare = Bare::new(1, users as usize);
+    for _ in 0..users {
+        bare.login();
+    }
+    bare
 }
 
-impl Bench {
-    fn new() -> Self {
-        let mut bench = Self {
-            shard: Shard::new(ShardConfig::new(ShardId(0), 1)),
-            fx: Effects::default(),
-            now: Now {
-                mono_us: 1_000_000,
-                wall_us: START_US,
-            },
-            last_seq: Seq(0),
-        };
-        for index in 0..2 {
-            let conn = conn(index);
-            bench.handle(Input::Opened { conn });
-            let mut hello = Vec::new();
-            Encoder::new().hello(&mut hello, 1, &Hello::default());
-            bench.receive(conn, &hello);
-        }
-        bench
-    }
-
-    fn handle(&mut self, input: Input<'_>) {
-        self.shard.handle(self.now, input, &mut self.fx);
-        self.settle();
-    }
-
-    fn receive(&mut self, conn: ConnId, bytes: &[u8]) {
-        let used = feed(&mut self.shard, self.now, conn, bytes, &mut self.fx);
-        assert_eq!(used, bytes.len());
-        self.settle();
-    }
-
-    /// Carries out effects until there are none.
-    fn settle(&mut self) {
-        while !self.fx.is_empty() {
-            let Effects { list, store, mesh } = std::mem::take(&mut self.fx);
-            assert!(mesh.is_empty());
-            for request in store {
-                let reply = match request.cmd {
-                    StoreCmd::Cursors { .. } => StoreReply::Cursors(Vec::new()),
-                    StoreCmd::Replay { .. } => StoreReply::Page {
-                        items: Vec::new(),
-                        more: false,
-                    },
-                    _ => StoreReply::Done,
-                };
-                let input = Input::Stored {
-                    token: request.token,
-                    result: Ok(reply),
-                };
-                self.shard.handle(self.now, input, &mut self.fx);
-            }
-            for effect in list {
-                self.carry_out(effect);
-            }
-        }
-    }
-
-    fn carry_out(&mut self, effect: Effect) {
-        match effect {
-            Effect::Output(conn) => {
-                let out = self.shard.take_output(conn);
-                if conn.index == 1
-                    && let Ok(Some(frame)) = next_frame(&out, 65_536)
-                    && let Some(route) = frame.route()
-                {
-                    self.last_seq = self.last_seq.max(route.seq);
-                }
-                let bytes = out.len();
-                self.shard.recycle(out);
-                let written = Input::Written { conn, bytes };
-                self.shard.handle(self.now, written, &mut self.fx);
-            }
-            Effect::Authenticate { conn, .. } => {
-                let grant = Grant {
-                    user: UserId(u64::from(conn.index) + 1),
-                    device: DeviceId(1),
-                    resumed: false,
-                    resume_token: Vec::new(),
-                    resume_ttl_s: 0,
-                };
-                let result = Ok(grant);
-                let input = Input::Authenticated { conn, result };
-                self.shard.handle(self.now, input, &mut self.fx);
-            }
-            Effect::Resume(_) => {}
-            Effect::Close { .. } | Effect::Move { .. } => panic!("the bench keeps its connections"),
-        }
-    }
-}
-
-fn conn(index: u32) -> ConnId {
-    ConnId {
-        index,
-        generation: 1,
-    }
-}
-
-fn send_frame(corr: u32, flags: Flags) -> Vec<u8> {
+fn put_send(out: &mut Vec<u8>, bare: &Bare, to: u64, corr: u32, flags: Flags) {
     let body = [0x5a; 128];
     let envelope = Envelope {
         body: &body,
         ..Envelope::default()
     };
     let route = RouteHeader {
-        msg_id: MsgId::new_v7(START_US / 1_000, u128::from(corr)),
-        conv: 2,
+        msg_id: MsgId::new_v7(bare.now.wall_us / 1_000, u128::from(to)),
+        conv: to,
         conv_kind: ConvKind::DIRECT,
         ..RouteHeader::default()
     };
-    let mut out = Vec::new();
     let body = Encoder::new().envelope(&envelope).to_vec();
-    encode::put_routed(&mut out, Op::Send as u8, flags, corr, 0, &route, &body);
-    out
+    encode::put_routed(out, Op::Send as u8, flags, corr, 0, &route, &body);
 }
 
-fn shard(c: &mut Criterion) {
-    let mut group = c.benchmark_group("shard");
-    group.throughput(Throughput::Elements(1));
-    let mut bench = Bench::new();
-    let send = send_frame(7, Flags::NONE);
-    let mut ack = Vec::new();
-    let mut count = 0_u32;
-    group.bench_function("SEND to SENT and DELIVER, an ACK per 32", |b| {
+fn ack_all(bare: &mut Bare, user: u64, frame: &mut Vec<u8>) {
+    frame.clear();
+    encode::put_ack(frame, bare.newest(user), 256);
+    bare.receive(user, frame);
+    bare.settle();
+}
+
+/// Nothing was refused and nobody fell behind: what was measured is the path it claims to be.
+fn assert_pushed(bare: &Bare, sent: u64) {
+    assert_eq!(bare.count(Counter::Accepted), sent);
+    assert_eq!(bare.count(Counter::Delivered), sent);
+}
+
+/// User 1 writes to user 2 in segments of `bunch` SENDs, user 2 acknowledges every 32nd message.
+fn direct(group: &mut BenchmarkGroup<'_, WallTime>, name: &str, bunch: u32, corr: u32) {
+    let mut bare = shard_with(2);
+    let mut segment = Vec::new();
+    for number in 0..bunch {
+        let corr = if corr == 0 { 0 } else { corr + number };
+        put_send(&mut segment, &bare, 2, corr, Flags::NONE);
+    }
+    let (mut ack, mut sent, mut unacknowledged) = (Vec::new(), 0, 0);
+    group.throughput(Throughput::Elements(u64::from(bunch)));
+    group.bench_function(name, |b| {
         b.iter(|| {
-            bench.now.mono_us += 10;
-            bench.now.wall_us += 10;
-            bench.receive(conn(0), &send);
-            count += 1;
-            if count.is_multiple_of(32) {
-                ack.clear();
-                encode::put_ack(&mut ack, bench.last_seq, 256);
-                bench.receive(conn(1), &ack);
+            bare.pass_us(10 * u64::from(bunch));
+            bare.receive(1, &segment);
+            bare.settle();
+            sent += u64::from(bunch);
+            unacknowledged += bunch;
+            if unacknowledged >= 32 {
+                unacknowledged = 0;
+                ack_all(&mut bare, 2, &mut ack);
             }
         });
     });
-    let mut bench = Bench::new();
-    let send = send_frame(0, Flags::EPHEMERAL);
+    assert_pushed(&bare, sent);
+}
+
+fn messages(c: &mut Criterion) {
+    let mut group = c.benchmark_group("shard");
+    direct(&mut group, "SEND to SENT and DELIVER, an ACK per 32", 1, 7);
+    direct(&mut group, "SEND without correlation, to DELIVER", 1, 0);
+    direct(&mut group, "ten SENDs in a segment", 10, 7);
+    direct(&mut group, "ten SENDs without correlation", 10, 0);
+
+    let mut bare = shard_with(2);
+    let mut send = Vec::new();
+    put_send(&mut send, &bare, 2, 0, Flags::EPHEMERAL);
+    let mut sent = 0;
+    group.throughput(Throughput::Elements(1));
     group.bench_function("an ephemeral message, relayed", |b| {
-        b.iter(|| bench.receive(conn(0), &send));
+        b.iter(|| {
+            sent += 1;
+            bare.receive(1, &send);
+            bare.settle();
+        });
     });
-    let mut bench = Bench::new();
-    let mut ping = Vec::new();
-    encode::put_ping(&mut ping, 0, 60);
-    group.bench_function("PING to PONG", |b| b.iter(|| bench.receive(conn(0), &ping)));
+    assert_eq!(bare.count(Counter::EphemeralDelivered), sent);
     group.finish();
 }
 
-criterion_group!(benches, shard);
+/// One user writes to a thousand others; each of them acknowledges.
+fn fan_out(c: &mut Criterion) {
+    let mut group = c.benchmark_group("shard");
+    let mut bare = shard_with(1 + FANNED);
+    let recipients: Vec<u64> = (2..2 + FANNED).collect();
+    let segments: Vec<Vec<u8>> = recipients
+        .chunks(FANNED_PER_SEGMENT as usize)
+        .map(|chunk| {
+            let mut segment = Vec::new();
+            for to in chunk {
+                put_send(&mut segment, &bare, *to, 0, Flags::NONE);
+            }
+            segment
+        })
+        .collect();
+    let (mut ack, mut sent) = (Vec::new(), 0);
+    group.throughput(Throughput::Elements(FANNED));
+    group.bench_function("one to 1,000, each acknowledged", |b| {
+        b.iter(|| {
+            bare.pass_us(10 * FANNED);
+            sent += FANNED;
+            for segment in &segments {
+                bare.receive(1, segment);
+                bare.settle();
+            }
+            for to in &recipients {
+                ack_all(&mut bare, *to, &mut ack);
+            }
+        });
+    });
+    assert_pushed(&bare, sent);
+    group.finish();
+}
+
+fn acks(c: &mut Criterion) {
+    let mut group = c.benchmark_group("shard");
+    let mut bare = shard_with(1 + ACKING);
+    let (mut sends, mut acks, mut sent) = (Vec::new(), Vec::new(), 0);
+    for (name, messages) in [("ACK of one message", 1), ("ACK of 32 messages", 32)] {
+        group.throughput(Throughput::Elements(ACKING));
+        group.bench_function(name, |b| {
+            b.iter_custom(|iterations| {
+                let mut spent = Duration::ZERO;
+                for _ in 0..iterations {
+                    bare.pass_us(10 * ACKING * messages);
+                    acks.clear();
+                    for to in 2..2 + ACKING {
+                        sends.clear();
+                        for _ in 0..messages {
+                            put_send(&mut sends, &bare, to, 0, Flags::NONE);
+                        }
+                        bare.receive(1, &sends);
+                        bare.settle();
+                        encode::put_ack(&mut acks, bare.newest(to), 256);
+                    }
+                    sent += ACKING * messages;
+                    let ack_bytes = acks.len() / ACKING as usize;
+                    let start = Instant::now();
+                    for (to, ack) in (2..).zip(acks.chunks(ack_bytes)) {
+                        bare.receive(to, ack);
+                    }
+                    spent += start.elapsed();
+                    bare.settle();
+                }
+                spent
+            });
+        });
+    }
+    assert_eq!(bare.count(Counter::Acknowledged), sent);
+    group.finish();
+}
+
+/// What connections cost that say nothing but a heartbeat.
+fn idle(c: &mut Criterion) {
+    let mut group = c.benchmark_group("idle");
+    let mut bare = shard_with(2);
+    let mut ping = Vec::new();
+    encode::put_ping(&mut ping, 0, HEARTBEAT_S as u32);
+    group.throughput(Throughput::Elements(1));
+    group.bench_function("PING to PONG", |b| {
+        b.iter(|| {
+            bare.receive(1, &ping);
+            bare.settle();
+        });
+    });
+
+    let mut bare = shard_with(IDLE);
+    group.bench_function("a tick with nothing due, 100,000 connections", |b| {
+        b.iter(|| bare.tick());
+    });
+    // Deadlines and heartbeats are spread over a minute before anything is measured.
+    let mut next = 0;
+    let mut second = |bare: &mut Bare| {
+        bare.pass_us(1_000_000);
+        for _ in 0..IDLE / HEARTBEAT_S + 1 {
+            bare.receive(next % IDLE + 1, &ping);
+            next += 1;
+        }
+        bare.tick();
+        bare.settle();
+    };
+    for _ in 0..HEARTBEAT_S {
+        second(&mut bare);
+    }
+    group.throughput(Throughput::Elements(IDLE));
+    group.bench_function("a second of 100,000 connections, heartbeat 60 s", |b| {
+        b.iter(|| second(&mut bare));
+    });
+    assert_eq!(bare.count(Counter::ClosedIdle), 0, "none was closed");
+    group.finish();
+}
+
+criterion_group!(benches, messages, fan_out, acks, idle);
 criterion_main!(benches);

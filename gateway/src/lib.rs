@@ -19,6 +19,8 @@ pub use auth::{
     AUTH_KEY_FILE, Authenticator, JwtAuthenticator, JwtOptions, KeyError, RESUME_KEY_FILE,
     ResumeKey, StaticAuthenticator, VerifyingKey,
 };
+#[doc(hidden)]
+pub use driver::bench;
 pub use driver::{
     Features, Metric, MetricKind, ProbeError, RingSizes, footprint, memlock_needed, probe_kernel,
 };

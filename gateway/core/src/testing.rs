@@ -16,11 +16,13 @@
 //! by [`ModelStore`] for every command, by [`Client`] for every frame, by
 //! [`Shard::check_invariants`] when asked.
 
+mod bare;
 mod client;
 mod hands;
 mod invariants;
 mod store;
 
+pub use bare::{Bare, BareWheel, Seat};
 pub use client::{Client, Got, Outgoing};
 pub use store::{CmdKind, ModelStore};
 

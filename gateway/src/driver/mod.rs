@@ -21,6 +21,8 @@
 //! `ring::park`.
 
 mod accept;
+#[doc(hidden)]
+pub mod bench;
 mod buffer;
 mod clock;
 mod counters;
