@@ -2,6 +2,7 @@
 
 use portico_wire::{
     ids::{ConvSeq, DeviceId, Seq, UserId},
+    limits::MALFORMED_PER_MINUTE_MAX,
     message::ClientState,
 };
 use std::collections::VecDeque;
@@ -80,6 +81,24 @@ impl Traffic {
     }
 }
 
+/// Malformed bodies in the present minute, in the lower half, and the end of that minute's number.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct Malformed(u8);
+
+const _: () = assert!(MALFORMED_PER_MINUTE_MAX < 16, "counted in four bits");
+
+impl Malformed {
+    /// Counts one. True if that was one too many.
+    pub(crate) fn note(&mut self, minute: u32) -> bool {
+        let minute = (minute as u8) << 4;
+        if self.0 & 0xf0 != minute {
+            self.0 = minute;
+        }
+        self.0 += 1;
+        u32::from(self.0 & 0x0f) >= MALFORMED_PER_MINUTE_MAX
+    }
+}
+
 /// Facts that do not exclude each other.
 #[derive(Clone, Copy, Debug, Default)]
 pub(crate) struct Notes {
@@ -89,6 +108,9 @@ pub(crate) struct Notes {
     pub(crate) synced: bool,
     /// The user has other devices: they get copies of what this one sends.
     pub(crate) siblings: bool,
+    /// As many of its messages are open as may be, and it does not ask for answers that would tell
+    /// it: nothing is read until half of them are settled.
+    pub(crate) paused: bool,
 }
 
 #[derive(Debug)]
@@ -116,9 +138,7 @@ pub(crate) struct Conn {
     pub(crate) requests: u16,
     /// The client promised a frame within this time.
     pub(crate) heartbeat_s: u16,
-    /// Malformed bodies in the present minute, and that minute's number.
-    pub(crate) malformed: u8,
-    pub(crate) malformed_minute: u8,
+    pub(crate) malformed: Malformed,
     pub(crate) phase: Phase,
     pub(crate) source: Source,
     pub(crate) state: ClientState,
@@ -146,8 +166,7 @@ impl Conn {
             receive_max: 0,
             requests: 0,
             heartbeat_s: 0,
-            malformed: 0,
-            malformed_minute: 0,
+            malformed: Malformed(0),
             phase: Phase::Free,
             source: Source::Behind,
             state: ClientState::Foreground,
@@ -155,6 +174,7 @@ impl Conn {
                 output_told: false,
                 synced: false,
                 siblings: false,
+                paused: false,
             },
         }
     }

@@ -243,8 +243,10 @@ impl Shard {
             self.post(home, ShardMessage::Ephemeral(Box::new(draft)), cx);
             return self.done(id, corr, cx);
         }
+        let requests_max = self.config.limits.requests_max;
         if let Some(conn) = self.conn_mut(id) {
             conn.requests += 1;
+            conn.notes.paused = !request && u32::from(conn.requests) >= requests_max;
         }
         let body_bytes = draft.body.len() as u32;
         self.outgoing_bytes += body_bytes as usize;
@@ -284,7 +286,7 @@ impl Shard {
             // It was given up once; this question has a deadline of its own.
             return self.set_send_deadline(token, cx);
         };
-        self.release_request(old);
+        self.release_request(old, cx);
         // The same connection asked twice: the first question will get no answer of its own.
         if old == id && old_corr != 0 && old_corr != corr {
             let op = Op::Send as u8;
@@ -590,7 +592,7 @@ impl Shard {
         let Some(id) = attempt.conn else {
             return;
         };
-        self.release_request(id);
+        self.release_request(id, cx);
         if attempt.corr != 0 {
             let (corr, conv_seq, again) = (attempt.corr, attempt.conv_seq, attempt.duplicate);
             self.write(id, cx, |out, _| put_sent(out, corr, conv_seq, again));
@@ -604,7 +606,7 @@ impl Shard {
         let Some(id) = attempt.conn else {
             return;
         };
-        self.release_request(id);
+        self.release_request(id, cx);
         let (corr, op) = (attempt.corr, Op::Send as u8);
         self.refuse(id, corr != 0, corr, op, why, cx);
     }
@@ -623,7 +625,7 @@ impl Shard {
             };
             let (conn, corr) = (attempt.conn.take(), attempt.corr);
             if let Some(id) = conn {
-                self.release_request(id);
+                self.release_request(id, cx);
                 let op = Op::Send as u8;
                 self.refuse(id, corr != 0, corr, op, Refusal::TimedOut, cx);
             }

@@ -2,6 +2,7 @@
 
 use crate::{
     conn::{ConnId, Phase},
+    effects::Effect,
     error::Refusal,
     inbox::{conv_kind, shown_conv},
     metrics::Counter,
@@ -89,7 +90,7 @@ impl Shard {
         result: Result<(), StoreError>,
         cx: &mut Turn<'_>,
     ) {
-        self.release_request(id);
+        self.release_request(id, cx);
         match result {
             Ok(()) => self.done(id, corr, cx),
             Err(error) => {
@@ -215,7 +216,7 @@ impl Shard {
         let Some(Query { weight, failed, .. }) = self.queries.remove(query) else {
             return;
         };
-        self.release_requests(id, weight);
+        self.release_requests(id, weight, cx);
         match failed {
             None => self.done(id, corr, cx),
             Some(error) => {
@@ -257,13 +258,18 @@ impl Shard {
     }
 
     /// A request of this connection got its answer.
-    pub(crate) fn release_request(&mut self, id: ConnId) {
-        self.release_requests(id, 1);
+    pub(crate) fn release_request(&mut self, id: ConnId, cx: &mut Turn<'_>) {
+        self.release_requests(id, 1, cx);
     }
 
-    fn release_requests(&mut self, id: ConnId, count: u16) {
+    fn release_requests(&mut self, id: ConnId, count: u16, cx: &mut Turn<'_>) {
+        let half = self.config.limits.requests_max / 2;
         if let Some(conn) = self.conn_mut(id) {
             conn.requests = conn.requests.saturating_sub(count);
+            if conn.notes.paused && u32::from(conn.requests) <= half {
+                conn.notes.paused = false;
+                cx.fx.list.push(Effect::Resume(id));
+            }
         }
     }
 }

@@ -29,7 +29,7 @@ use portico_wire::{
     CloseCode, Frame, FrameError, Op,
     encode::Encoder,
     ids::{ConvId, ConvSeq, Seq, UserId},
-    limits::{FRAME_BYTES_BEFORE_WELCOME_MAX, MALFORMED_PER_MINUTE_MAX, RECEIVE_MAX_CEILING},
+    limits::{FRAME_BYTES_BEFORE_WELCOME_MAX, RECEIVE_MAX_CEILING},
     message::ClientState,
     op::{Direction, PRIVATE_FIRST},
 };
@@ -230,8 +230,11 @@ impl Shard {
     /// May frames of this connection be handed in now?
     #[must_use]
     pub fn wants_input(&self, conn: ConnId) -> bool {
-        self.conn(conn)
-            .is_some_and(|conn| matches!(conn.phase, Phase::Greeting | Phase::Open))
+        self.conn(conn).is_some_and(|conn| match conn.phase {
+            Phase::Greeting => true,
+            Phase::Open => !conn.notes.paused,
+            Phase::Free | Phase::Authenticating | Phase::Moving | Phase::Loading => false,
+        })
     }
 
     /// Does the shard still know this connection?
@@ -485,16 +488,11 @@ impl Shard {
 
     /// A body that cannot be read: an answer, and too many of them end the connection.
     pub(crate) fn on_malformed(&mut self, id: ConnId, frame: Frame<'_>, cx: &mut Turn<'_>) {
-        let minute = (cx.now.mono_s() / 60) as u8;
+        let minute = cx.now.mono_s() / 60;
         let Some(conn) = self.conn_mut(id) else {
             return;
         };
-        if conn.malformed_minute != minute {
-            conn.malformed_minute = minute;
-            conn.malformed = 0;
-        }
-        conn.malformed += 1;
-        if u32::from(conn.malformed) >= MALFORMED_PER_MINUTE_MAX {
+        if conn.malformed.note(minute) {
             self.counters.bump(Counter::MalformedBodies);
             let detail = "too many malformed bodies";
             return self.close(id, CloseCode::PROTOCOL_ERROR, detail, cx);

@@ -4,7 +4,7 @@
 use crate::support::{assert_idle, error, sent, texts, user_at, world};
 use portico_core::{
     Counter, Limits,
-    testing::{CmdKind, World},
+    testing::{CmdKind, Outgoing, World},
 };
 use portico_wire::{
     CloseCode, ErrorCode,
@@ -253,5 +253,36 @@ fn the_longest_message_passes_the_default_bounds() {
     assert_eq!(
         error(&world.run_and_take(alice), message.corr),
         ErrorCode::TOO_LARGE
+    );
+}
+
+#[test]
+fn who_asks_for_no_answers_is_not_read_for_a_while() {
+    // O15.
+    let limits = Limits::test_min();
+    let max = u64::from(limits.requests_max);
+    let mut world = World::new(1, limits);
+    let a = world.login(1, 1);
+    world.advance(2_000);
+    world.store.hold(&[CmdKind::Append]);
+    for number in 0..10 * max {
+        let message = Outgoing {
+            corr: 0,
+            ..world.message(a, 2, &format!("m{number}"))
+        };
+        world.post(a, &message);
+    }
+    world.run();
+    let open = world.shard(0).gauges().messages_in_flight;
+    assert_eq!(open, max, "as many as may be are open");
+    world.store.release();
+    world.run();
+    world.advance(2_000);
+    assert_eq!(world.store.inbox(UserId(2)).len() as u64, 10 * max);
+    assert_eq!(world.count(Counter::RefusedRate), 0, "nobody is refused");
+    assert_eq!(
+        world.count(Counter::UnanswerableSends),
+        0,
+        "nothing is lost"
     );
 }
