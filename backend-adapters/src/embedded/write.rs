@@ -1,29 +1,40 @@
 //! The commit thread's side of the message family.
 //!
 //! A commit is one atomic batch of the engine with one `fdatasync`. Appends are blind: nothing is
-//! read before an entry or a reference is written. Cursors and watermarks merge by maximum, so
-//! they are read; what this commit has merged already is kept beside the batch until its end.
+//! read before an entry or a reference is written. Cursors and watermarks merge by maximum with
+//! what is stored; as this thread alone writes them, it remembers those of late and reads only the
+//! others. What the commit that is being put together has merged is kept beside the batch until
+//! its end.
 //!
 //! # Invariants
 //! * The ceiling is raised in the same batch that comes close to it.
 //! * A command that is refused leaves nothing in the batch.
+//! * What is remembered is stored: it is noted after the commit.
 
 use super::engine::{Engine, Months};
 use super::failure::{Failure, write_failure};
-use super::layout;
+use super::layout::{self, ConvKey, CursorKey};
 use super::month::{DAY_US, Month};
+use super::recent::Recent;
 use crate::ceiling::Ceiling;
 use crate::messages::{Cmd, Entry, InboxRef, Mark, Messages, Reply, Watermark};
 use crate::{Error, Kind, Request, Writer};
 use fjall::{Keyspace, OwnedWriteBatch, PersistMode};
 use portico_wire::ids::{ConvId, DeviceId, Seq, UserId};
-use std::collections::HashMap;
+use rustc_hash::FxHashMap;
 use std::sync::Arc;
+
+/// Cursors, and watermarks, that are remembered without fail; up to twice as many are, at some 60
+/// bytes each.
+const RECENT_MAX: usize = 65_536;
 
 pub(super) struct MessageWriter {
     engine: Arc<Engine>,
     months: Arc<Months>,
     ceiling: Ceiling,
+    /// As they are stored.
+    cursors: Recent<CursorKey, Seq>,
+    marks: Recent<ConvKey, Watermark>,
     /// For the value of one entry. Kept for its memory.
     scratch: Vec<u8>,
 }
@@ -31,8 +42,8 @@ pub(super) struct MessageWriter {
 /// One commit while it is put together.
 struct Commit {
     batch: OwnedWriteBatch,
-    cursors: HashMap<(UserId, DeviceId), Seq>,
-    marks: HashMap<(ConvId, UserId), Watermark>,
+    cursors: FxHashMap<CursorKey, Seq>,
+    marks: FxHashMap<ConvKey, (ConvId, Watermark)>,
     /// The greatest number that counts for the ceiling, and the greatest of a row in a month.
     greatest: u64,
     newest_row: u64,
@@ -45,6 +56,8 @@ impl MessageWriter {
             months: engine.months(),
             ceiling: Ceiling::stored(engine.ceiling()),
             engine,
+            cursors: Recent::new(RECENT_MAX),
+            marks: Recent::new(RECENT_MAX),
             scratch: Vec::new(),
         }
     }
@@ -59,8 +72,8 @@ impl MessageWriter {
         let batch_of_engine = OwnedWriteBatch::with_capacity(self.engine.db.clone(), rows);
         let mut commit = Commit {
             batch: batch_of_engine.durability(Some(PersistMode::SyncData)),
-            cursors: HashMap::new(),
-            marks: HashMap::new(),
+            cursors: FxHashMap::default(),
+            marks: FxHashMap::default(),
             greatest: 0,
             newest_row: 0,
             expire: None,
@@ -170,53 +183,62 @@ impl MessageWriter {
         commit: &mut Commit,
     ) -> Result<(), Failure> {
         for (user, device, seq) in cursors {
-            let merged = match commit.cursors.get(&(*user, *device)) {
-                Some(staged) if staged >= seq => continue,
-                Some(_) => *seq,
-                None => {
-                    let key = layout::cursor_key(*user, *device);
-                    let stored = self.engine.cursor.get(key)?;
-                    let stored = stored.and_then(|value| {
-                        let parsed = layout::parse_cursor(&value);
-                        if parsed.is_none() {
-                            self.engine.count_damage("cursor");
-                        }
-                        parsed
-                    });
-                    // What is stored already need not be written: the row is there.
-                    if stored.is_some_and(|stored| stored >= *seq) {
-                        continue;
-                    }
-                    *seq
-                }
+            let key = layout::cursor_key(*user, *device);
+            let known = match commit.cursors.get(&key) {
+                Some(staged) => Some(*staged),
+                None => self.stored_cursor(&key)?,
             };
-            commit.cursors.insert((*user, *device), merged);
+            // What is there already need not be written.
+            if known.is_none_or(|known| known < *seq) {
+                commit.cursors.insert(key, *seq);
+            }
         }
         Ok(())
     }
 
+    fn stored_cursor(&self, key: &CursorKey) -> Result<Option<Seq>, Failure> {
+        if let Some(cursor) = self.cursors.get(key) {
+            return Ok(Some(cursor));
+        }
+        let Some(value) = self.engine.cursor.get(key)? else {
+            return Ok(None);
+        };
+        let parsed = layout::parse_cursor(&value);
+        if parsed.is_none() {
+            self.engine.count_damage("cursor");
+        }
+        Ok(parsed)
+    }
+
     fn stage_marks(&self, marks: &[Mark], commit: &mut Commit) -> Result<(), Failure> {
         for mark in marks {
-            let key = (mark.conv, mark.user);
-            if let Some(staged) = commit.marks.get_mut(&key) {
+            let key = layout::conv_key(&self.engine.hash.h12(mark.conv), mark.user.0);
+            if let Some((_, staged)) = commit.marks.get_mut(&key) {
                 staged.merge(mark);
                 continue;
             }
-            let stored_key = layout::conv_key(&self.engine.hash.h12(mark.conv), mark.user.0);
-            let mut water = match self.engine.mark.get(stored_key)? {
-                None => Watermark::none(mark.user),
-                Some(value) => match layout::parse_mark(mark.user, &value) {
-                    Some((conv, water)) if conv == mark.conv => water,
-                    _ => {
-                        self.engine.count_damage("mark");
-                        Watermark::none(mark.user)
-                    }
-                },
-            };
+            let stored = self.stored_mark(&key, mark)?;
+            let mut water = stored.unwrap_or_else(|| Watermark::none(mark.user));
             water.merge(mark);
-            commit.marks.insert(key, water);
+            if stored != Some(water) {
+                commit.marks.insert(key, (mark.conv, water));
+            }
         }
         Ok(())
+    }
+
+    fn stored_mark(&self, key: &ConvKey, mark: &Mark) -> Result<Option<Watermark>, Failure> {
+        if let Some(water) = self.marks.get(key) {
+            return Ok(Some(water));
+        }
+        let Some(value) = self.engine.mark.get(key)? else {
+            return Ok(None);
+        };
+        let parsed = layout::parse_mark(mark.user, &value).filter(|(conv, _)| *conv == mark.conv);
+        if parsed.is_none() {
+            self.engine.count_damage("mark");
+        }
+        Ok(parsed.map(|(_, water)| water))
     }
 
     fn finish(&mut self, commit: Commit) -> Result<(), fjall::Error> {
@@ -229,13 +251,11 @@ impl MessageWriter {
             expire,
         } = commit;
         let engine = &self.engine;
-        for ((user, device), seq) in cursors {
-            let key = layout::cursor_key(user, device);
-            batch.insert(&engine.cursor, key, layout::cursor_value(seq));
+        for (key, seq) in &cursors {
+            batch.insert(&engine.cursor, *key, layout::cursor_value(*seq));
         }
-        for ((conv, user), water) in marks {
-            let key = layout::conv_key(&engine.hash.h12(conv), user.0);
-            batch.insert(&engine.mark, key, layout::mark_value(conv, &water));
+        for (key, (conv, water)) in &marks {
+            batch.insert(&engine.mark, *key, layout::mark_value(*conv, water));
         }
         let raised = (greatest > 0)
             .then(|| self.ceiling.needed_for(greatest))
@@ -244,6 +264,12 @@ impl MessageWriter {
             batch.insert(&engine.meta, layout::META_CLOCK, to.0.to_be_bytes());
         }
         batch.commit()?;
+        for (key, seq) in cursors {
+            self.cursors.put(key, seq);
+        }
+        for (key, (_, water)) in marks {
+            self.marks.put(key, water);
+        }
         if let Some(to) = raised {
             self.ceiling.raise(to);
             engine.note_ceiling(to);
