@@ -52,6 +52,12 @@ pub(super) type H12 = [u8; 12];
 /// See [`conv_key`].
 pub(super) type ConvKey = [u8; 20];
 
+/// See [`inbox_key`].
+pub(super) type InboxKey = [u8; 16];
+
+/// See [`inbox_value`].
+pub(super) type InboxValue = [u8; 25];
+
 /// See [`cursor_key`].
 pub(super) type CursorKey = [u8; 12];
 
@@ -84,7 +90,7 @@ pub(super) fn conv_key_number(key: &[u8]) -> Option<u64> {
 }
 
 /// A user, then a position in the inbox.
-pub(super) fn inbox_key(user: UserId, seq: Seq) -> [u8; 16] {
+pub(super) fn inbox_key(user: UserId, seq: Seq) -> InboxKey {
     (u128::from(user.0) << 64 | u128::from(seq.0)).to_be_bytes()
 }
 
@@ -232,7 +238,7 @@ impl<'a> EntryView<'a> {
     }
 }
 
-pub(super) fn inbox_value(reference: &InboxRef) -> [u8; 25] {
+pub(super) fn inbox_value(reference: &InboxRef) -> InboxValue {
     let mut value = [V1; 25];
     let (conv, seq) = value[1..].split_at_mut(16);
     conv.copy_from_slice(&reference.conv.to_bytes());

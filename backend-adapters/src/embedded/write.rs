@@ -13,13 +13,13 @@
 
 use super::engine::{Engine, Months};
 use super::failure::{Failure, write_failure};
-use super::layout::{self, ConvKey, CursorKey};
+use super::layout::{self, ConvKey, CursorKey, InboxKey, InboxValue};
 use super::month::{DAY_US, Month};
 use super::recent::Recent;
 use crate::ceiling::Ceiling;
 use crate::messages::{Cmd, Entry, InboxRef, Mark, Messages, Reply, Watermark};
-use crate::{Error, Kind, Request, Writer};
-use fjall::{Keyspace, OwnedWriteBatch, PersistMode};
+use crate::{Error, Request, Writer};
+use fjall::{OwnedWriteBatch, PersistMode, UserValue};
 use portico_wire::ids::{ConvId, DeviceId, Seq, UserId};
 use rustc_hash::FxHashMap;
 use std::sync::Arc;
@@ -40,8 +40,14 @@ pub(super) struct MessageWriter {
 }
 
 /// One commit while it is put together.
+///
+/// Rows of months are gathered here and given to the engine in the order of their keys: it inserts
+/// one after the other into a sorted list too large for the caches of a CPU, and neighbours find
+/// what their predecessor has just fetched.
 struct Commit {
     batch: OwnedWriteBatch,
+    entries: Vec<(Month, ConvKey, UserValue)>,
+    inboxes: Vec<(Month, InboxKey, InboxValue)>,
     cursors: FxHashMap<CursorKey, Seq>,
     marks: FxHashMap<ConvKey, (ConvId, Watermark)>,
     /// The greatest number that counts for the ceiling, and the greatest of a row in a month.
@@ -67,11 +73,13 @@ impl MessageWriter {
         batch: &[Request<Messages>],
         results: &mut Vec<Result<Reply, Error>>,
     ) -> Result<(), fjall::Error> {
-        // A direct message has two rows; a group's batch grows by itself.
-        let rows = batch.len() * 2 + 1;
+        // A direct message has two rows and a watermark; a group's batch grows by itself.
+        let rows = batch.len() * 3 + 1;
         let batch_of_engine = OwnedWriteBatch::with_capacity(self.engine.db.clone(), rows);
         let mut commit = Commit {
             batch: batch_of_engine.durability(Some(PersistMode::SyncData)),
+            entries: Vec::with_capacity(batch.len()),
+            inboxes: Vec::with_capacity(batch.len()),
             cursors: FxHashMap::default(),
             marks: FxHashMap::default(),
             greatest: 0,
@@ -98,7 +106,7 @@ impl MessageWriter {
             } => self.stage_append(entry, refs, *fan_out, commit)?,
             Cmd::AddRefs { refs } => {
                 self.prepare_refs(refs)?;
-                self.stage_refs(refs, commit);
+                Self::stage_refs(refs, commit);
             }
             Cmd::EndFanOut { conv, conv_seq } => {
                 let key = layout::conv_key(&self.engine.hash.h12(*conv), conv_seq.0);
@@ -128,16 +136,16 @@ impl MessageWriter {
     ) -> Result<(), Failure> {
         self.prepare_refs(refs)?;
         let month = self.prepare_month(entry.conv_seq.0)?;
-        let entries = find(self.months.entries.get(&month), month)?;
         let key = layout::conv_key(&self.engine.hash.h12(entry.conv), entry.conv_seq.0);
         layout::put_entry(&mut self.scratch, entry);
-        commit.batch.insert(entries, key, self.scratch.as_slice());
+        let value = UserValue::from(self.scratch.as_slice());
+        commit.entries.push((month, key, value));
         commit.newest_row = commit.newest_row.max(entry.conv_seq.0);
         if fan_out {
             let value = layout::fan_out_value(entry.conv);
             commit.batch.insert(&self.engine.fan_out, key, value);
         }
-        self.stage_refs(refs, commit);
+        Self::stage_refs(refs, commit);
         Ok(())
     }
 
@@ -154,15 +162,14 @@ impl MessageWriter {
         Ok(())
     }
 
-    fn stage_refs(&self, refs: &[InboxRef], commit: &mut Commit) {
+    fn stage_refs(refs: &[InboxRef], commit: &mut Commit) {
         for reference in refs {
             let month = Month::of(reference.seq.0);
-            if let Some(inbox) = self.months.inboxes.get(&month) {
-                let key = layout::inbox_key(reference.user, reference.seq);
-                let value = layout::inbox_value(reference);
-                commit.batch.insert(inbox, key, value);
-                commit.newest_row = commit.newest_row.max(reference.seq.0);
-            }
+            let key = layout::inbox_key(reference.user, reference.seq);
+            commit
+                .inboxes
+                .push((month, key, layout::inbox_value(reference)));
+            commit.newest_row = commit.newest_row.max(reference.seq.0);
         }
     }
 
@@ -244,6 +251,8 @@ impl MessageWriter {
     fn finish(&mut self, commit: Commit) -> Result<(), fjall::Error> {
         let Commit {
             mut batch,
+            mut entries,
+            mut inboxes,
             cursors,
             marks,
             greatest,
@@ -251,9 +260,24 @@ impl MessageWriter {
             expire,
         } = commit;
         let engine = &self.engine;
+        // Stable: of two rows with one key the later one counts.
+        entries.sort_by(|a, b| (a.0, &a.1).cmp(&(b.0, &b.1)));
+        for (month, key, value) in entries {
+            let partition = self.months.entries.get(&month);
+            batch.insert(partition.ok_or(gone)?, key, value);
+        }
+        inboxes.sort_by(|a, b| (a.0, &a.1).cmp(&(b.0, &b.1)));
+        for (month, key, value) in inboxes {
+            let partition = self.months.inboxes.get(&month);
+            batch.insert(partition.ok_or(gone)?, key, value);
+        }
+        let mut cursors: Vec<_> = cursors.into_iter().collect();
+        cursors.sort_unstable_by_key(|(key, _)| *key);
         for (key, seq) in &cursors {
             batch.insert(&engine.cursor, *key, layout::cursor_value(*seq));
         }
+        let mut marks: Vec<_> = marks.into_iter().collect();
+        marks.sort_unstable_by_key(|(key, _)| *key);
         for (key, (conv, water)) in &marks {
             batch.insert(&engine.mark, *key, layout::mark_value(*conv, water));
         }
@@ -288,11 +312,6 @@ impl MessageWriter {
         }
         Ok(())
     }
-}
-
-/// The months were prepared; one that is missing all the same refuses the command.
-fn find(keyspace: Option<&Keyspace>, month: Month) -> Result<&Keyspace, Error> {
-    keyspace.ok_or_else(|| Error::new(Kind::Unavailable, format!("no partition for {month}")))
 }
 
 impl Writer<Messages> for MessageWriter {
