@@ -48,6 +48,7 @@ struct Commit {
     batch: OwnedWriteBatch,
     entries: Vec<(Month, ConvKey, UserValue)>,
     inboxes: Vec<(Month, InboxKey, InboxValue)>,
+    /// Merged among themselves, not yet with what is stored.
     cursors: FxHashMap<CursorKey, Seq>,
     marks: FxHashMap<ConvKey, (ConvId, Watermark)>,
     /// The greatest number that counts for the ceiling, and the greatest of a row in a month.
@@ -112,8 +113,8 @@ impl MessageWriter {
                 let key = layout::conv_key(&self.engine.hash.h12(*conv), conv_seq.0);
                 commit.batch.remove(&self.engine.fan_out, key);
             }
-            Cmd::SetCursors { cursors } => self.stage_cursors(cursors, commit)?,
-            Cmd::SetWatermarks { marks } => self.stage_marks(marks, commit)?,
+            Cmd::SetCursors { cursors } => stage_cursors(cursors, commit),
+            Cmd::SetWatermarks { marks } => self.stage_marks(marks, commit),
             Cmd::Expire { before } => commit.expire = commit.expire.max(Some(*before)),
             Cmd::FanOuts { .. }
             | Cmd::Replay { .. }
@@ -173,6 +174,15 @@ impl MessageWriter {
         }
     }
 
+    fn stage_marks(&self, marks: &[Mark], commit: &mut Commit) {
+        for mark in marks {
+            let key = layout::conv_key(&self.engine.hash.h12(mark.conv), mark.user.0);
+            let none = || (mark.conv, Watermark::none(mark.user));
+            let (_, water) = commit.marks.entry(key).or_insert_with(none);
+            water.merge(mark);
+        }
+    }
+
     fn prepare_month(&mut self, seq: u64) -> Result<Month, Failure> {
         let month = Month::of(seq);
         let known =
@@ -184,26 +194,7 @@ impl MessageWriter {
         Ok(month)
     }
 
-    fn stage_cursors(
-        &self,
-        cursors: &[(UserId, DeviceId, Seq)],
-        commit: &mut Commit,
-    ) -> Result<(), Failure> {
-        for (user, device, seq) in cursors {
-            let key = layout::cursor_key(*user, *device);
-            let known = match commit.cursors.get(&key) {
-                Some(staged) => Some(*staged),
-                None => self.stored_cursor(&key)?,
-            };
-            // What is there already need not be written.
-            if known.is_none_or(|known| known < *seq) {
-                commit.cursors.insert(key, *seq);
-            }
-        }
-        Ok(())
-    }
-
-    fn stored_cursor(&self, key: &CursorKey) -> Result<Option<Seq>, Failure> {
+    fn stored_cursor(&self, key: &CursorKey) -> Result<Option<Seq>, fjall::Error> {
         if let Some(cursor) = self.cursors.get(key) {
             return Ok(Some(cursor));
         }
@@ -217,35 +208,64 @@ impl MessageWriter {
         Ok(parsed)
     }
 
-    fn stage_marks(&self, marks: &[Mark], commit: &mut Commit) -> Result<(), Failure> {
-        for mark in marks {
-            let key = layout::conv_key(&self.engine.hash.h12(mark.conv), mark.user.0);
-            if let Some((_, staged)) = commit.marks.get_mut(&key) {
-                staged.merge(mark);
-                continue;
-            }
-            let stored = self.stored_mark(&key, mark)?;
-            let mut water = stored.unwrap_or_else(|| Watermark::none(mark.user));
-            water.merge(mark);
-            if stored != Some(water) {
-                commit.marks.insert(key, (mark.conv, water));
-            }
-        }
-        Ok(())
-    }
-
-    fn stored_mark(&self, key: &ConvKey, mark: &Mark) -> Result<Option<Watermark>, Failure> {
+    fn stored_mark(
+        &self,
+        key: &ConvKey,
+        conv: ConvId,
+        user: UserId,
+    ) -> Result<Option<Watermark>, fjall::Error> {
         if let Some(water) = self.marks.get(key) {
             return Ok(Some(water));
         }
         let Some(value) = self.engine.mark.get(key)? else {
             return Ok(None);
         };
-        let parsed = layout::parse_mark(mark.user, &value).filter(|(conv, _)| *conv == mark.conv);
+        let parsed = layout::parse_mark(user, &value).filter(|(of, _)| *of == conv);
         if parsed.is_none() {
             self.engine.count_damage("mark");
         }
         Ok(parsed.map(|(_, water)| water))
+    }
+
+    /// Adds those that exceed what is stored, and returns them.
+    fn add_cursors(
+        &self,
+        staged: FxHashMap<CursorKey, Seq>,
+        batch: &mut OwnedWriteBatch,
+    ) -> Result<Vec<(CursorKey, Seq)>, fjall::Error> {
+        let mut rows: Vec<_> = staged.into_iter().collect();
+        rows.sort_unstable_by_key(|(key, _)| *key);
+        let mut added = Vec::with_capacity(rows.len());
+        for (key, seq) in rows {
+            // What is there already need not be written.
+            if self.stored_cursor(&key)?.is_none_or(|stored| stored < seq) {
+                batch.insert(&self.engine.cursor, key, layout::cursor_value(seq));
+                added.push((key, seq));
+            }
+        }
+        Ok(added)
+    }
+
+    /// Merges with what is stored, adds what that changes, and returns it.
+    fn add_marks(
+        &self,
+        staged: FxHashMap<ConvKey, (ConvId, Watermark)>,
+        batch: &mut OwnedWriteBatch,
+    ) -> Result<Vec<(ConvKey, Watermark)>, fjall::Error> {
+        let mut rows: Vec<_> = staged.into_iter().collect();
+        rows.sort_unstable_by_key(|(key, _)| *key);
+        let mut added = Vec::with_capacity(rows.len());
+        for (key, (conv, mut water)) in rows {
+            let stored = self.stored_mark(&key, conv, water.user)?;
+            if let Some(stored) = &stored {
+                water.join(stored);
+            }
+            if stored != Some(water) {
+                batch.insert(&self.engine.mark, key, layout::mark_value(conv, &water));
+                added.push((key, water));
+            }
+        }
+        Ok(added)
     }
 
     fn finish(&mut self, commit: Commit) -> Result<(), fjall::Error> {
@@ -259,44 +279,35 @@ impl MessageWriter {
             newest_row,
             expire,
         } = commit;
-        let engine = &self.engine;
         // Stable: of two rows with one key the later one counts.
         entries.sort_by(|a, b| (a.0, &a.1).cmp(&(b.0, &b.1)));
         for (month, key, value) in entries {
             let partition = self.months.entries.get(&month);
-            batch.insert(partition.ok_or(gone)?, key, value);
+            batch.insert(partition.ok_or(fjall::Error::KeyspaceDeleted)?, key, value);
         }
         inboxes.sort_by(|a, b| (a.0, &a.1).cmp(&(b.0, &b.1)));
         for (month, key, value) in inboxes {
             let partition = self.months.inboxes.get(&month);
-            batch.insert(partition.ok_or(gone)?, key, value);
+            batch.insert(partition.ok_or(fjall::Error::KeyspaceDeleted)?, key, value);
         }
-        let mut cursors: Vec<_> = cursors.into_iter().collect();
-        cursors.sort_unstable_by_key(|(key, _)| *key);
-        for (key, seq) in &cursors {
-            batch.insert(&engine.cursor, *key, layout::cursor_value(*seq));
-        }
-        let mut marks: Vec<_> = marks.into_iter().collect();
-        marks.sort_unstable_by_key(|(key, _)| *key);
-        for (key, (conv, water)) in &marks {
-            batch.insert(&engine.mark, *key, layout::mark_value(*conv, water));
-        }
+        let cursors = self.add_cursors(cursors, &mut batch)?;
+        let marks = self.add_marks(marks, &mut batch)?;
         let raised = (greatest > 0)
             .then(|| self.ceiling.needed_for(greatest))
             .flatten();
         if let Some(to) = raised {
-            batch.insert(&engine.meta, layout::META_CLOCK, to.0.to_be_bytes());
+            batch.insert(&self.engine.meta, layout::META_CLOCK, to.0.to_be_bytes());
         }
         batch.commit()?;
         for (key, seq) in cursors {
             self.cursors.put(key, seq);
         }
-        for (key, (_, water)) in marks {
+        for (key, water) in marks {
             self.marks.put(key, water);
         }
         if let Some(to) = raised {
             self.ceiling.raise(to);
-            engine.note_ceiling(to);
+            self.engine.note_ceiling(to);
         }
         if let Some(before) = expire {
             self.engine.drop_months(&mut self.months, before)?;
@@ -311,6 +322,14 @@ impl MessageWriter {
             self.engine.create_month(&mut self.months, soon)?;
         }
         Ok(())
+    }
+}
+
+fn stage_cursors(cursors: &[(UserId, DeviceId, Seq)], commit: &mut Commit) {
+    for (user, device, seq) in cursors {
+        let key = layout::cursor_key(*user, *device);
+        let staged = commit.cursors.entry(key).or_insert(*seq);
+        *staged = (*staged).max(*seq);
     }
 }
 
