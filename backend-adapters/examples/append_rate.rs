@@ -18,7 +18,7 @@ use bytes::Bytes;
 use portico_backend::embedded::{self, Options};
 use portico_backend::messages::{Cmd, Entry, EntryMeta, InboxRef, Mark, Messages, Refs};
 use portico_backend::stats::COMMIT_BOUNDS_US;
-use portico_backend::{Backend, Completion, Request, Sink, Stats};
+use portico_backend::{Backend, Completion, Limits, Request, Sink, Stats};
 use portico_wire::ids::{ConvId, ConvSeq, DeviceId, MsgId, Seq, UserId};
 use std::collections::{BTreeMap, VecDeque};
 use std::error::Error;
@@ -150,7 +150,9 @@ fn main() -> Result<(), Box<dyn Error>> {
     };
     let count = number(0, 1_000_000)?;
     let batch = number(1, 256)?.clamp(1, 4_096);
-    let window = number(2, 1)?.clamp(1, SUBMISSIONS_MAX);
+    // A store takes so many commands at once; each submission may carry watermarks besides.
+    let window_max = (Limits::default().commands_max / (batch + 1)).clamp(1, SUBMISSIONS_MAX);
+    let window = number(2, 1)?.clamp(1, window_max);
     let body_len = number(3, 200)?;
     let parent = args.get(4).map_or_else(std::env::temp_dir, PathBuf::from);
     let dir = parent.join(format!("append_rate-{}", std::process::id()));
