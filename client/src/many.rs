@@ -89,8 +89,9 @@ pub struct Many {
     dirty: Vec<u32>,
     /// Those whose sockets gave full buffers to the last: more is there, and no edge will say so.
     unread: Vec<u32>,
-    /// Those that were cut, and whose sessions do not know yet.
-    cut: Vec<u32>,
+    /// Those that were cut, and whose sessions do not know yet, with the time from which they may
+    /// come back if their owner has chosen it.
+    cut: Vec<(u32, Option<u64>)>,
     // Scratch, kept for its memory.
     ready: Vec<epoll::Event>,
     due: Vec<u32>,
@@ -197,13 +198,91 @@ impl Many {
     /// reset, so that the kernel remembers nothing of it. The session hears of it in the next turn,
     /// and comes back after its own time. Nothing happens to one that has no socket.
     pub fn cut(&mut self, conn: ConnIndex) {
-        let slot = &mut self.slots[conn.0 as usize];
-        if let Some(socket) = slot.socket.take() {
-            // Without it the end is a gentle one, which is still an end.
-            let _ = SockRef::from(&socket).set_linger(Some(Duration::ZERO));
-            slot.blocked = false;
-            self.cut.push(conn.0);
+        if self.reset(conn.0) {
+            self.cut.push((conn.0, None));
         }
+    }
+
+    /// As [`Self::cut`], and the connection is opened again `back_after_us` from now, whatever its
+    /// session would do. One that has no socket is not opened before that; a second call replaces
+    /// the time of the first. Nothing happens to a session that has stopped.
+    pub fn cut_for(&mut self, conn: ConnIndex, back_after_us: u64) {
+        let back_us = self.now().mono_us.saturating_add(back_after_us);
+        if self.reset(conn.0) {
+            self.cut.push((conn.0, Some(back_us)));
+        } else if let Some((_, back)) = self.cut.iter_mut().find(|(index, _)| *index == conn.0) {
+            *back = Some(back_us);
+        } else {
+            self.stay_away(conn.0, back_us);
+        }
+    }
+
+    /// True if there was a socket.
+    fn reset(&mut self, index: u32) -> bool {
+        let slot = &mut self.slots[index as usize];
+        let Some(socket) = slot.socket.take() else {
+            return false;
+        };
+        // Without it the end is a gentle one, which is still an end.
+        let _ = SockRef::from(&socket).set_linger(Some(Duration::ZERO));
+        slot.blocked = false;
+        slot.paused = false;
+        true
+    }
+
+    /// A connection without a socket is opened at `back_us`.
+    fn stay_away(&mut self, index: u32, back_us: u64) {
+        let slot = &mut self.slots[index as usize];
+        match slot.state {
+            State::Tokenless => self.tokenless -= 1,
+            // Its place in the queue is passed over.
+            State::Queued | State::Waiting => {}
+            State::Connecting | State::Greeting | State::Up | State::Leaving | State::Stopped => {
+                return;
+            }
+        }
+        slot.state = State::Waiting;
+        slot.until_us = back_us;
+        self.wheel.clear(index);
+        self.rearm(index);
+    }
+
+    /// A connection that does not read leaves what comes in its socket, until the peer can write no
+    /// more. Silence does not end it meanwhile; its end is seen when it reads again. A new
+    /// connection reads.
+    pub fn set_reading(&mut self, conn: ConnIndex, reading: bool) {
+        let slot = &mut self.slots[conn.0 as usize];
+        if slot.paused == reading && slot.socket.is_some() {
+            slot.paused = !reading;
+            if reading {
+                // What came meanwhile has had its edge.
+                self.unread.push(conn.0);
+            }
+        }
+    }
+
+    /// Queues a message that asks for no answer ([`SendOptions::request`] is taken as `false`), at
+    /// a time that the owner has read already. The short way: such a message changes no timer.
+    pub fn send_unanswered(
+        &mut self,
+        now: Now,
+        conn: ConnIndex,
+        to: UserId,
+        envelope: &[u8],
+        options: SendOptions,
+    ) -> Result<MsgId, SendError> {
+        let options = SendOptions {
+            request: false,
+            ..options
+        };
+        self.lend_buffer(conn.0);
+        let session = &mut self.slots[conn.0 as usize].session;
+        let result = session.send(now, to, envelope, options);
+        if result.is_err() {
+            self.take_buffer_back(conn.0);
+        }
+        self.mark_dirty(conn.0);
+        result
     }
 
     /// The owner knows that only its own network has changed: a connection is left, or no longer
@@ -243,8 +322,11 @@ impl Many {
 
     /// One round: open, write, wait for at most `wait_us`, read, fire timers, write.
     pub fn turn(&mut self, wait_us: u64, on_event: &mut OnEvent<'_>) -> io::Result<()> {
-        for index in std::mem::take(&mut self.cut) {
+        for (index, back_us) in std::mem::take(&mut self.cut) {
             self.transport_ended(index, on_event);
+            if let Some(back_us) = back_us {
+                self.stay_away(index, back_us);
+            }
         }
         self.open_queued(on_event);
         self.flush(on_event);

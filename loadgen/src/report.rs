@@ -2,6 +2,7 @@
 
 use crate::{
     cli::Args,
+    figures::{Figures, FiguresReport},
     plan::Plan,
     process::{Machine, Usage},
     verdict::{Verdict, judge},
@@ -34,6 +35,8 @@ pub(crate) struct Measured {
     pub slip_max_us: u64,
     pub not_queued: u64,
     pub withheld: u64,
+    /// What some plans measure besides.
+    pub figures: Figures,
     /// From the first message's time to the last arrival, at least the plan's duration.
     pub window_us: u64,
     /// While messages were sent.
@@ -55,7 +58,7 @@ impl Measured {
     ) -> Self {
         Self {
             plan: plan.clone(),
-            seed: args.seed,
+            seed: plan.seed,
             run,
             target: args.target.clone(),
             machine: Machine::read(),
@@ -69,6 +72,7 @@ impl Measured {
             slip_max_us: args.slip_max.as_micros() as u64,
             not_queued: 0,
             withheld: 0,
+            figures: Figures::new(),
             window_us: plan.duration.as_micros() as u64,
             generator_cpu_us: 0,
             generator_busy: 0.0,
@@ -149,7 +153,7 @@ pub(crate) struct Settings {
 pub(crate) struct Report {
     pub verdict: Verdict,
     pub reasons: Vec<String>,
-    pub plan: &'static str,
+    pub plan: String,
     pub seed: u64,
     pub run: String,
     pub target: String,
@@ -186,6 +190,8 @@ pub(crate) struct Report {
     pub server: Option<Server>,
     pub generator: Generator,
     pub machine: Machine,
+    #[serde(flatten)]
+    pub figures: FiguresReport,
 }
 
 impl Report {
@@ -217,7 +223,7 @@ impl Report {
         Self {
             verdict,
             reasons,
-            plan: plan.name,
+            plan: plan.name.clone(),
             seed: measured.seed,
             run: format!("{:016x}", measured.run),
             target: measured.target.clone(),
@@ -266,6 +272,12 @@ impl Report {
                 busy: round(measured.generator_busy, 1_000.0),
             },
             machine: measured.machine.clone(),
+            figures: FiguresReport::new(
+                &measured.figures,
+                plan,
+                counts,
+                &measured.storm_latency_us,
+            ),
         }
     }
 
@@ -305,7 +317,16 @@ impl Report {
             ("misrouted", self.misrouted),
             ("corrupt", self.corrupt),
         ] {
+            if name == "accepted" && self.figures.not_promised.contains(&"answers") {
+                writeln!(out, "{name:<18}{:>14}", "not promised")?;
+                continue;
+            }
             writeln!(out, "{name:<18}{:>14}", grouped(count))?;
+        }
+        for (name, count) in self.figures.counts() {
+            if count > 0 {
+                writeln!(out, "{name:<18}{:>14}", grouped(count))?;
+            }
         }
         // What is usually 0 and means something only when it is not.
         for (name, count) in [
@@ -347,11 +368,16 @@ impl Report {
             "\n{:<18}{:>10}{:>10}{:>10}{:>10}{:>10}",
             "microseconds", "p50", "p90", "p99", "p99.9", "max"
         )?;
-        for (name, values) in [
+        let common = [
             ("to delivery", &self.latency_us),
             ("to SENT", &self.sent_latency_us),
             ("schedule slip", &self.slip_us),
-        ] {
+        ];
+        for (name, values) in common.into_iter().chain(self.figures.times()) {
+            // Nothing was measured: zeros would look like figures.
+            if values.samples == 0 {
+                continue;
+            }
             writeln!(
                 out,
                 "{name:<18}{:>10}{:>10}{:>10}{:>10}{:>10}",
@@ -380,6 +406,7 @@ impl Report {
             self.generator.workers,
             self.generator.busy * 100.0
         )?;
+        self.figures.write_notes(out)?;
         writeln!(out, "\n{}", self.verdict)?;
         for reason in &self.reasons {
             writeln!(out, "  {reason}")?;
@@ -452,6 +479,7 @@ pub(crate) mod tests {
             slip_max_us: 10_000,
             not_queued: 0,
             withheld: 0,
+            figures: Figures::new(),
             window_us: 50_000,
             generator_cpu_us: 300,
             generator_busy: 0.1,
