@@ -89,9 +89,10 @@ pub struct Many {
     dirty: Vec<u32>,
     /// Those whose sockets gave full buffers to the last: more is there, and no edge will say so.
     unread: Vec<u32>,
-    /// Those that were cut, and whose sessions do not know yet, with the time from which they may
-    /// come back if their owner has chosen it.
-    cut: Vec<(u32, Option<u64>)>,
+    /// Those that were cut, and whose sessions do not know yet.
+    cut: Vec<u32>,
+    /// Of those, the ones whose owner has chosen when they come back.
+    away: Vec<(u32, u64)>,
     // Scratch, kept for its memory.
     ready: Vec<epoll::Event>,
     due: Vec<u32>,
@@ -131,6 +132,7 @@ impl Many {
             dirty: Vec::new(),
             unread: Vec::new(),
             cut: Vec::new(),
+            away: Vec::new(),
             ready: Vec::with_capacity(READY_PER_TURN_MAX),
             due: Vec::new(),
             read_buffer: vec![0; READ_BYTES].into_boxed_slice(),
@@ -199,7 +201,7 @@ impl Many {
     /// and comes back after its own time. Nothing happens to one that has no socket.
     pub fn cut(&mut self, conn: ConnIndex) {
         if self.reset(conn.0) {
-            self.cut.push((conn.0, None));
+            self.cut.push(conn.0);
         }
     }
 
@@ -209,11 +211,11 @@ impl Many {
     pub fn cut_for(&mut self, conn: ConnIndex, back_after_us: u64) {
         let back_us = self.now().mono_us.saturating_add(back_after_us);
         if self.reset(conn.0) {
-            self.cut.push((conn.0, Some(back_us)));
-        } else if let Some((_, back)) = self.cut.iter_mut().find(|(index, _)| *index == conn.0) {
-            *back = Some(back_us);
-        } else {
-            self.stay_away(conn.0, back_us);
+            self.cut.push(conn.0);
+            self.away.push((conn.0, back_us));
+        } else if !self.stay_away(conn.0, back_us) {
+            // Cut since the last turn, or stopped: then this comes to nothing.
+            self.away.push((conn.0, back_us));
         }
     }
 
@@ -230,21 +232,22 @@ impl Many {
         true
     }
 
-    /// A connection without a socket is opened at `back_us`.
-    fn stay_away(&mut self, index: u32, back_us: u64) {
+    /// A connection without a socket is opened at `back_us`; false if it is not at rest.
+    fn stay_away(&mut self, index: u32, back_us: u64) -> bool {
         let slot = &mut self.slots[index as usize];
         match slot.state {
             State::Tokenless => self.tokenless -= 1,
             // Its place in the queue is passed over.
             State::Queued | State::Waiting => {}
             State::Connecting | State::Greeting | State::Up | State::Leaving | State::Stopped => {
-                return;
+                return false;
             }
         }
         slot.state = State::Waiting;
         slot.until_us = back_us;
         self.wheel.clear(index);
         self.rearm(index);
+        true
     }
 
     /// A connection that does not read leaves what comes in its socket, until the peer can write no
@@ -322,11 +325,11 @@ impl Many {
 
     /// One round: open, write, wait for at most `wait_us`, read, fire timers, write.
     pub fn turn(&mut self, wait_us: u64, on_event: &mut OnEvent<'_>) -> io::Result<()> {
-        for (index, back_us) in std::mem::take(&mut self.cut) {
+        for index in std::mem::take(&mut self.cut) {
             self.transport_ended(index, on_event);
-            if let Some(back_us) = back_us {
-                self.stay_away(index, back_us);
-            }
+        }
+        for (index, back_us) in std::mem::take(&mut self.away) {
+            self.stay_away(index, back_us);
         }
         self.open_queued(on_event);
         self.flush(on_event);
@@ -364,6 +367,7 @@ impl Many {
         }
         self.queue.clear();
         self.cut.clear();
+        self.away.clear();
     }
 
     fn wait(&mut self, wait_us: u64) -> io::Result<()> {
