@@ -244,19 +244,24 @@ impl Verifier {
             }
             Ledger::Groups(_) | Ledger::Counted(_) => None,
         };
-        self.record_answer(intended_us, now_us);
+        self.record_answer(name.flow, intended_us, now_us);
     }
 
     /// The system has taken one member's copy of a message to a group.
     pub(crate) fn accepted_copy(&mut self, name: MessageName, duplicate: bool, now_us: u64) {
         if let Ledger::Groups(groups) = &mut self.ledger {
             let intended_us = groups.accepted(name, 1, duplicate, &mut self.counts);
-            self.record_answer(intended_us, now_us);
+            self.record_answer(name.flow, intended_us, now_us);
         }
     }
 
-    fn record_answer(&mut self, intended_us: Option<u64>, now_us: u64) {
-        if let Some(intended_us) = intended_us.filter(|_| self.timed) {
+    /// Not for a sender to whom something was done: it could not hear the answer.
+    fn record_answer(&mut self, flow: u32, intended_us: Option<u64>, now_us: u64) {
+        let Some(intended_us) = intended_us.filter(|_| self.timed) else {
+            return;
+        };
+        let touched = !self.calm_since_us.is_empty();
+        if !touched || !self.is_affected(self.flows.sender(flow), intended_us) {
             record(&mut self.times.sent_latency_us, intended_us, now_us);
         }
     }
