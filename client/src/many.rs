@@ -265,7 +265,8 @@ impl Many {
     }
 
     /// Queues a message that asks for no answer ([`SendOptions::request`] is taken as `false`), at
-    /// a time that the owner has read already. The short way: such a message changes no timer.
+    /// a time that the owner has read already. The short way: such a message changes no timer, and
+    /// that `envelope` is an Envelope is not checked. A server takes what is none for a broken body.
     pub fn send_unanswered(
         &mut self,
         now: Now,
@@ -274,13 +275,9 @@ impl Many {
         envelope: &[u8],
         options: SendOptions,
     ) -> Result<MsgId, SendError> {
-        let options = SendOptions {
-            request: false,
-            ..options
-        };
         self.lend_buffer(conn.0);
         let session = &mut self.slots[conn.0 as usize].session;
-        let result = session.send(now, to, envelope, options);
+        let result = session.send_unanswered(now, to, envelope, options);
         if result.is_err() {
             self.take_buffer_back(conn.0);
         }

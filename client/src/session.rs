@@ -283,16 +283,38 @@ impl Session {
             None => self.new_msg_id(now),
         };
         if !options.request {
-            return self.send_unanswered(to, msg_id, envelope, options);
+            return self.put_unanswered(to, msg_id, envelope, options);
         }
         self.requests.send(now, to, msg_id, envelope, options)?;
         self.pump(now, None);
         Ok(msg_id)
     }
 
+    /// A message without an answer whose Envelope the owner vouches for: a server takes what is
+    /// none for a broken body.
+    pub(crate) fn send_unanswered(
+        &mut self,
+        now: Now,
+        to: UserId,
+        envelope: &[u8],
+        options: SendOptions,
+    ) -> Result<MsgId, SendError> {
+        if !to.is_valid() {
+            return Err(SendError::BadRecipient);
+        }
+        if envelope.len() > ENVELOPE_BYTES_MAX {
+            return Err(SendError::TooLarge);
+        }
+        let msg_id = match options.msg_id {
+            Some(msg_id) => msg_id,
+            None => self.new_msg_id(now),
+        };
+        self.put_unanswered(to, msg_id, envelope, options)
+    }
+
     /// Nothing of it is remembered, so it cannot wait: what is queued goes to the transport, which
     /// takes it in order.
-    fn send_unanswered(
+    fn put_unanswered(
         &mut self,
         to: UserId,
         msg_id: MsgId,

@@ -2,8 +2,7 @@
 //! it: a part of the JSON object of a run, and lines of its table.
 
 use crate::{
-    fleet::{self, Promises},
-    plan::{Plan, Protocol},
+    plan::Plan,
     report::{Percentiles, grouped},
     verifier::{Counts, Findings, histogram},
 };
@@ -52,7 +51,6 @@ impl Disturbance {
 /// Of one worker, or of all.
 #[derive(Clone, Debug)]
 pub(crate) struct Figures {
-    service_us: Histogram<u64>,
     affected_latency_us: Histogram<u64>,
     login_us: Histogram<u64>,
     back_us: Histogram<u64>,
@@ -67,7 +65,6 @@ pub(crate) struct Figures {
 impl Figures {
     pub(crate) fn new() -> Self {
         Self {
-            service_us: histogram(),
             affected_latency_us: histogram(),
             login_us: histogram(),
             back_us: histogram(),
@@ -116,14 +113,12 @@ impl Figures {
     /// Takes over what the verifier found beside what all plans have.
     pub(crate) fn found(&mut self, findings: &Findings) {
         self.verifier_bytes = findings.bytes;
-        self.service_us.clone_from(&findings.service_us);
         self.affected_latency_us
             .clone_from(&findings.affected_latency_us);
     }
 
     pub(crate) fn add(&mut self, other: &Self) {
         let sums = [
-            (&mut self.service_us, &other.service_us),
             (&mut self.affected_latency_us, &other.affected_latency_us),
             (&mut self.login_us, &other.login_us),
             (&mut self.back_us, &other.back_us),
@@ -144,14 +139,8 @@ impl Figures {
 /// The part of a result that this file is about. Keys are only ever added.
 #[derive(Clone, Debug, Serialize)]
 pub(crate) struct FiguresReport {
-    /// The plan as it was carried out, with all its fields.
-    pub workload: Plan,
-    /// What the system does not promise, so that it was not checked: answers, receipts, places.
-    pub not_promised: Vec<&'static str>,
     /// `false`: the next message waited for the one before, so times would mean nothing.
     pub latency_measured: bool,
-    /// From being handed to the driver to arrival.
-    pub service_us: Percentiles,
     /// From the attempt to being ready, over all logins.
     pub login_us: Percentiles,
     pub round_trip_us: Option<Percentiles>,
@@ -182,10 +171,7 @@ impl FiguresReport {
         let touched = plan.has_absent() || plan.slow_readers.is_some();
         let judged_apart = plan.disturbance().is_some();
         Self {
-            workload: plan.clone(),
-            not_promised: missing_promises(plan),
             latency_measured: plan.measures_latency(),
-            service_us: Percentiles::of(&figures.service_us),
             login_us: Percentiles::of(&figures.login_us),
             round_trip_us: plan
                 .pingpong
@@ -212,10 +198,7 @@ impl FiguresReport {
             ("others meanwhile", &self.others_latency_us),
             ("until back", &self.back_us),
         ];
-        let mut rows = vec![
-            ("service time", &self.service_us),
-            ("login", &self.login_us),
-        ];
+        let mut rows = vec![("login", &self.login_us)];
         for (name, values) in optional {
             rows.extend(values.as_ref().map(|values| (name, values)));
         }
@@ -235,13 +218,6 @@ impl FiguresReport {
     }
 
     pub(crate) fn write_notes(&self, out: &mut String) -> fmt::Result {
-        if !self.not_promised.is_empty() {
-            writeln!(
-                out,
-                "not promised by this protocol, and not checked: {}",
-                self.not_promised.join(", ")
-            )?;
-        }
         if !self.latency_measured {
             writeln!(out, "latency is not measured: a closed loop of rounds")?;
         }
@@ -254,26 +230,6 @@ impl FiguresReport {
             grouped(self.verifier_bytes)
         )
     }
-}
-
-fn missing_promises(plan: &Plan) -> Vec<&'static str> {
-    let Promises {
-        answers,
-        receipts,
-        places,
-        stores: _,
-    } = fleet::promises(plan.protocol, plan.acks);
-    // A group is as many conversations as members here, and one elsewhere: see the verifier.
-    let pairs = plan.fanout.is_none() || plan.protocol != Protocol::Portico;
-    [
-        ("answers", answers),
-        ("receipts", receipts || !pairs),
-        ("places", places || !pairs),
-    ]
-    .into_iter()
-    .filter(|(_, promised)| !promised)
-    .map(|(name, _)| name)
-    .collect()
 }
 
 #[cfg(test)]
@@ -298,24 +254,6 @@ mod tests {
         slow.all_back(5_000);
         assert_eq!(slow.span_us(), 1_000..10_001_000);
         assert!(begin("mixed").is_none());
-    }
-
-    #[test]
-    fn what_a_system_does_not_promise_is_named() {
-        let named = |name, change: fn(&mut Plan)| {
-            let mut plan = Plan::named(name).expect("built in");
-            change(&mut plan);
-            missing_promises(&plan)
-        };
-        assert!(named("relay", |_| {}).is_empty());
-        let none = ["answers", "receipts", "places"];
-        assert_eq!(
-            named("relay", |plan| plan.acks = crate::plan::Acks::Minimal),
-            none
-        );
-        assert_eq!(named("relay", |plan| plan.protocol = Protocol::Nats), none);
-        let qos1 = named("relay", |plan| plan.protocol = Protocol::MqttQos1);
-        assert_eq!(qos1, ["receipts", "places"]);
     }
 
     #[test]

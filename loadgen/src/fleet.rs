@@ -11,7 +11,7 @@ mod portico;
 
 pub(crate) use portico::CLIENT;
 
-use crate::plan::{Acks, Groups, Protocol};
+use crate::plan::{Acks, Groups, Plan, Protocol};
 use anyhow::bail;
 use portico_client::{Now, many::Clock, mint::SigningKey};
 use portico_wire::ids::{ConvSeq, DeviceId, UserId};
@@ -216,6 +216,20 @@ pub(crate) const fn promises(protocol: Protocol, acks: Acks) -> Promises {
     }
 }
 
+/// What is promised to a plan, and so checked. A message to a group of Portico's is as many direct
+/// ones as it has members: their receipts and places are checked by the other plans.
+pub(crate) const fn promises_to(plan: &Plan) -> Promises {
+    let promises = promises(plan.protocol, plan.acks);
+    if plan.fanout.is_none() {
+        return promises;
+    }
+    Promises {
+        receipts: false,
+        places: false,
+        ..promises
+    }
+}
+
 /// The only place where a fleet is made.
 pub(crate) fn open<'a>(
     protocol: Protocol,
@@ -230,5 +244,28 @@ pub(crate) fn open<'a>(
         | Protocol::Relay => {
             bail!("--protocol {protocol} is not built into this version; use --protocol portico")
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn promises_depend_on_the_protocol_and_how_it_is_used() {
+        let told = |name, change: fn(&mut Plan)| {
+            let mut plan = Plan::named(name).expect("built in");
+            change(&mut plan);
+            let promises = promises_to(&plan);
+            (promises.answers, promises.receipts, promises.places)
+        };
+        assert_eq!(told("relay", |_| {}), (true, true, true));
+        assert_eq!(told("fanout", |_| {}), (true, false, false));
+        let minimal = told("relay", |plan| plan.acks = Acks::Minimal);
+        assert_eq!(minimal, (false, false, false));
+        let nats = told("relay", |plan| plan.protocol = Protocol::Nats);
+        assert_eq!(nats, (false, false, false));
+        let qos1 = told("relay", |plan| plan.protocol = Protocol::MqttQos1);
+        assert_eq!(qos1, (true, false, false));
     }
 }

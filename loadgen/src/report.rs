@@ -3,6 +3,7 @@
 use crate::{
     cli::Args,
     figures::{Figures, FiguresReport},
+    fleet::{Promises, promises_to},
     plan::Plan,
     process::{Machine, Usage},
     verdict::{Verdict, judge},
@@ -28,6 +29,8 @@ pub(crate) struct Measured {
     pub transport: Transport,
     pub latency_us: Histogram<u64>,
     pub sent_latency_us: Histogram<u64>,
+    /// From being handed to the driver to arrival.
+    pub service_us: Histogram<u64>,
     /// From the cut until all are back (plan `hold`); part of `latency_us`.
     pub storm_latency_us: Histogram<u64>,
     pub slip_us: Histogram<u64>,
@@ -45,6 +48,8 @@ pub(crate) struct Measured {
     pub generator_busy: f64,
     pub workers: usize,
     pub server: Option<MeasuredServer>,
+    /// What the target tells its clients, and so what was checked.
+    pub promises: Promises,
 }
 
 impl Measured {
@@ -67,6 +72,7 @@ impl Measured {
             transport: Transport::default(),
             latency_us: histogram(),
             sent_latency_us: histogram(),
+            service_us: histogram(),
             storm_latency_us: histogram(),
             slip_us: histogram(),
             slip_max_us: args.slip_max.as_micros() as u64,
@@ -78,6 +84,7 @@ impl Measured {
             generator_busy: 0.0,
             workers: 0,
             server,
+            promises: promises_to(plan),
         }
     }
 }
@@ -190,6 +197,11 @@ pub(crate) struct Report {
     pub server: Option<Server>,
     pub generator: Generator,
     pub machine: Machine,
+    /// Kinds of counts that mean nothing, because the target does not promise them.
+    pub not_promised: Vec<&'static str>,
+    /// The plan with all its fields.
+    pub workload: Plan,
+    pub service_us: Option<Percentiles>,
     #[serde(flatten)]
     pub figures: FiguresReport,
 }
@@ -272,6 +284,10 @@ impl Report {
                 busy: round(measured.generator_busy, 1_000.0),
             },
             machine: measured.machine.clone(),
+            not_promised: not_promised(measured.promises),
+            workload: plan.clone(),
+            service_us: (!measured.service_us.is_empty())
+                .then(|| Percentiles::of(&measured.service_us)),
             figures: FiguresReport::new(
                 &measured.figures,
                 plan,
@@ -317,7 +333,7 @@ impl Report {
             ("misrouted", self.misrouted),
             ("corrupt", self.corrupt),
         ] {
-            if name == "accepted" && self.figures.not_promised.contains(&"answers") {
+            if name == "accepted" && self.not_promised.contains(&"accepted") {
                 writeln!(out, "{name:<18}{:>14}", "not promised")?;
                 continue;
             }
@@ -373,7 +389,12 @@ impl Report {
             ("to SENT", &self.sent_latency_us),
             ("schedule slip", &self.slip_us),
         ];
-        for (name, values) in common.into_iter().chain(self.figures.times()) {
+        let service = self
+            .service_us
+            .as_ref()
+            .map(|values| ("service time", values));
+        let more = service.into_iter().chain(self.figures.times());
+        for (name, values) in common.into_iter().chain(more) {
             // Nothing was measured: zeros would look like figures.
             if values.samples == 0 {
                 continue;
@@ -406,6 +427,13 @@ impl Report {
             self.generator.workers,
             self.generator.busy * 100.0
         )?;
+        if !self.not_promised.is_empty() {
+            let names = self.not_promised.join(", ");
+            writeln!(
+                out,
+                "not promised by this protocol, and not checked: {names}"
+            )?;
+        }
         self.figures.write_notes(out)?;
         writeln!(out, "\n{}", self.verdict)?;
         for reason in &self.reasons {
@@ -420,6 +448,18 @@ pub(crate) fn named(counts: &BTreeMap<u16, u64>, name: fn(u16) -> String) -> BTr
         .iter()
         .map(|(code, count)| (name(*code), *count))
         .collect()
+}
+
+fn not_promised(promises: Promises) -> Vec<&'static str> {
+    [
+        ("accepted", promises.answers),
+        ("receipts_missing", promises.receipts),
+        ("misnumbered", promises.places),
+        ("stored", promises.stores),
+    ]
+    .into_iter()
+    .filter_map(|(name, is_promised)| (!is_promised).then_some(name))
+    .collect()
 }
 
 fn error_name(code: u16) -> String {
@@ -460,6 +500,7 @@ pub(crate) mod tests {
         slip_us.record(50).expect("within bounds");
         Measured {
             connections: u64::from(plan.connections),
+            promises: promises_to(&plan),
             plan,
             seed: 1,
             run: 2,
@@ -474,6 +515,7 @@ pub(crate) mod tests {
             transport: Transport::default(),
             latency_us: histogram(),
             sent_latency_us: histogram(),
+            service_us: histogram(),
             storm_latency_us: histogram(),
             slip_us,
             slip_max_us: 10_000,

@@ -209,6 +209,7 @@ pub(crate) fn add_up(mut measured: Measured, start_us: u64, outcomes: Vec<Outcom
                 &mut measured.sent_latency_us,
                 &outcome.findings.sent_latency_us,
             ),
+            (&mut measured.service_us, &outcome.findings.service_us),
             (
                 &mut measured.storm_latency_us,
                 &outcome.findings.storm_latency_us,

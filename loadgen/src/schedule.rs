@@ -16,7 +16,9 @@ pub(crate) struct Schedule {
     start_us: u64,
     rate_per_s: f64,
     total: u64,
-    burst: u64,
+    burst: u32,
+    /// Of the present burst, the next one included.
+    left: u32,
     next: u64,
     /// Of the next one.
     due_us: u64,
@@ -36,6 +38,7 @@ impl Schedule {
             rate_per_s,
             total,
             burst: 1,
+            left: 1,
             next: 0,
             due_us: start_us,
         }
@@ -43,7 +46,8 @@ impl Schedule {
 
     /// So many messages at a time, at the same mean rate.
     pub(crate) fn in_bursts(mut self, burst: u32) -> Self {
-        self.burst = u64::from(burst.max(1));
+        self.burst = burst.max(1);
+        self.left = self.burst;
         self
     }
 
@@ -55,7 +59,9 @@ impl Schedule {
         }
         let number = self.next;
         self.next += 1;
-        if self.next.is_multiple_of(self.burst) {
+        self.left -= 1;
+        if self.left == 0 {
+            self.left = self.burst;
             self.due_us = self.start_us + (self.next as f64 * 1e6 / self.rate_per_s) as u64;
         }
         Some((number, due_us))

@@ -168,16 +168,21 @@ impl<'a> Worker<'a> {
         if let Some(pingpong) = plan.pingpong {
             self.begin_pairs(start_us, pingpong.think.as_micros() as u64);
         }
+        let (mut flow, mut left, mut turn) = (0, 0, 0);
         let bite = SENDS_PER_TURN_MAX.max(plan.burst as usize);
         while !self.control.reached(Stage::Finishing) {
             let now_us = self.now_us();
             for _ in 0..bite {
-                let Some((number, due_us)) = schedule.pop_due(now_us) else {
+                let Some((_, due_us)) = schedule.pop_due(now_us) else {
                     break;
                 };
                 self.slip_us.saturating_record((now_us - due_us).max(1));
-                let turn = number / u64::from(plan.burst);
-                let flow = self.watch.verifier.flows().of_turn(turn);
+                // All of a burst are of one flow.
+                if left == 0 {
+                    flow = self.watch.verifier.flows().of_turn(turn);
+                    (turn, left) = (turn + 1, plan.burst);
+                }
+                left -= 1;
                 self.send(flow, due_us, now_us, false);
             }
             self.disturb(now_us);

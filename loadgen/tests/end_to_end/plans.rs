@@ -177,7 +177,7 @@ fn without_acknowledgements_only_what_is_promised_is_checked() {
     let flags = "relay --connections 20 --rate 200 --duration 2s --acks minimal --burst 4 --spin";
     let result = passes(flags);
     assert_eq!(result["sent"], 400);
-    let promised = ["answers", "receipts", "places"];
+    let promised = ["accepted", "receipts_missing", "misnumbered"];
     assert_eq!(result["not_promised"], serde_json::json!(promised));
     assert_eq!(number(&result["sent_latency_us"]["samples"]), 0);
     let flags = format!("{flags} --drain 1s");
@@ -207,6 +207,23 @@ fn a_round_that_loses_a_message_ends() {
     let result = fails(Fault::Drop, flags);
     assert_eq!(number(&result["sent"]), 40);
     assert_eq!(number(&result["lost"]), 10);
+}
+
+/// No schedule is kept to the microsecond, so this one was not.
+#[test]
+fn a_schedule_that_slipped_makes_a_run_invalid_whatever_its_pace() {
+    let gateway = FakeGateway::start(Fault::None);
+    let setup = Setup::new();
+    for more in ["", "--spin", "--burst 4", "--acks minimal"] {
+        let flags = format!("relay --connections 10 --rate 200 --duration 500ms {more}");
+        let target = gateway.address.to_string();
+        let output = setup.run(&target, &format!("{flags} --slip-max 0s"));
+        let result = setup.result();
+        assert_eq!(result["verdict"], "invalid", "{more}: {result:#}");
+        let reason = result["reasons"][0].as_str().unwrap_or_default();
+        assert!(reason.starts_with("the generator was late"), "{result:#}");
+        assert_eq!(output.status.code(), Some(2));
+    }
 }
 
 fn alone(line: &str) -> Output {
