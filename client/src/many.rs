@@ -91,6 +91,8 @@ pub struct Many {
     unread: Vec<u32>,
     /// Those that were cut, and whose sessions do not know yet.
     cut: Vec<u32>,
+    /// Of those, the ones whose owner has chosen when they come back.
+    away: Vec<(u32, u64)>,
     // Scratch, kept for its memory.
     ready: Vec<epoll::Event>,
     due: Vec<u32>,
@@ -130,6 +132,7 @@ impl Many {
             dirty: Vec::new(),
             unread: Vec::new(),
             cut: Vec::new(),
+            away: Vec::new(),
             ready: Vec::with_capacity(READY_PER_TURN_MAX),
             due: Vec::new(),
             read_buffer: vec![0; READ_BYTES].into_boxed_slice(),
@@ -197,13 +200,89 @@ impl Many {
     /// reset, so that the kernel remembers nothing of it. The session hears of it in the next turn,
     /// and comes back after its own time. Nothing happens to one that has no socket.
     pub fn cut(&mut self, conn: ConnIndex) {
-        let slot = &mut self.slots[conn.0 as usize];
-        if let Some(socket) = slot.socket.take() {
-            // Without it the end is a gentle one, which is still an end.
-            let _ = SockRef::from(&socket).set_linger(Some(Duration::ZERO));
-            slot.blocked = false;
+        if self.reset(conn.0) {
             self.cut.push(conn.0);
         }
+    }
+
+    /// As [`Self::cut`], and the connection is opened again `back_after_us` from now, whatever its
+    /// session would do. One that has no socket is not opened before that; a second call replaces
+    /// the time of the first. Nothing happens to a session that has stopped.
+    pub fn cut_for(&mut self, conn: ConnIndex, back_after_us: u64) {
+        let back_us = self.now().mono_us.saturating_add(back_after_us);
+        if self.reset(conn.0) {
+            self.cut.push(conn.0);
+            self.away.push((conn.0, back_us));
+        } else if !self.stay_away(conn.0, back_us) {
+            // Cut since the last turn, or stopped: then this comes to nothing.
+            self.away.push((conn.0, back_us));
+        }
+    }
+
+    /// True if there was a socket.
+    fn reset(&mut self, index: u32) -> bool {
+        let slot = &mut self.slots[index as usize];
+        let Some(socket) = slot.socket.take() else {
+            return false;
+        };
+        // Without it the end is a gentle one, which is still an end.
+        let _ = SockRef::from(&socket).set_linger(Some(Duration::ZERO));
+        slot.blocked = false;
+        slot.paused = false;
+        true
+    }
+
+    /// A connection without a socket is opened at `back_us`; false if it is not at rest.
+    fn stay_away(&mut self, index: u32, back_us: u64) -> bool {
+        let slot = &mut self.slots[index as usize];
+        match slot.state {
+            State::Tokenless => self.tokenless -= 1,
+            // Its place in the queue is passed over.
+            State::Queued | State::Waiting => {}
+            State::Connecting | State::Greeting | State::Up | State::Leaving | State::Stopped => {
+                return false;
+            }
+        }
+        slot.state = State::Waiting;
+        slot.until_us = back_us;
+        self.wheel.clear(index);
+        self.rearm(index);
+        true
+    }
+
+    /// A connection that does not read leaves what comes in its socket, until the peer can write no
+    /// more. Silence does not end it meanwhile; its end is seen when it reads again. A new
+    /// connection reads.
+    pub fn set_reading(&mut self, conn: ConnIndex, reading: bool) {
+        let slot = &mut self.slots[conn.0 as usize];
+        if slot.paused == reading && slot.socket.is_some() {
+            slot.paused = !reading;
+            if reading {
+                // What came meanwhile has had its edge.
+                self.unread.push(conn.0);
+            }
+        }
+    }
+
+    /// Queues a message that asks for no answer ([`SendOptions::request`] is taken as `false`), at
+    /// a time that the owner has read already. The short way: such a message changes no timer, and
+    /// that `envelope` is an Envelope is not checked. A server takes what is none for a broken body.
+    pub fn send_unanswered(
+        &mut self,
+        now: Now,
+        conn: ConnIndex,
+        to: UserId,
+        envelope: &[u8],
+        options: SendOptions,
+    ) -> Result<MsgId, SendError> {
+        self.lend_buffer(conn.0);
+        let session = &mut self.slots[conn.0 as usize].session;
+        let result = session.send_unanswered(now, to, envelope, options);
+        if result.is_err() {
+            self.take_buffer_back(conn.0);
+        }
+        self.mark_dirty(conn.0);
+        result
     }
 
     /// The owner knows that only its own network has changed: a connection is left, or no longer
@@ -246,6 +325,9 @@ impl Many {
         for index in std::mem::take(&mut self.cut) {
             self.transport_ended(index, on_event);
         }
+        for (index, back_us) in std::mem::take(&mut self.away) {
+            self.stay_away(index, back_us);
+        }
         self.open_queued(on_event);
         self.flush(on_event);
         self.wait(wait_us)?;
@@ -282,6 +364,7 @@ impl Many {
         }
         self.queue.clear();
         self.cut.clear();
+        self.away.clear();
     }
 
     fn wait(&mut self, wait_us: u64) -> io::Result<()> {

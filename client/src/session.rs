@@ -34,9 +34,9 @@ pub use state::{SessionState, StateError};
 use backoff::{Backoff, End};
 use inbox::{Bounds, Inbox};
 use portico_wire::{
-    CloseCode, VERSION,
-    encode::{Encoder, put_ack},
-    frame::next_frame,
+    CloseCode, Op, RouteHeader, VERSION,
+    encode::{Encoder, put_ack, put_routed},
+    frame::{ConvKind, ROUTE_END, next_frame},
     ids::{ConvSeq, DeviceId, MsgId, Seq, UserId},
     limits::{ENVELOPE_BYTES_MAX, FRAME_BYTES_TO_CLIENT_MAX},
     message::{Close, Envelope, Hello},
@@ -54,6 +54,8 @@ const PONG_US: u64 = 10_000_000;
 const HEARTBEAT_SLACK_US: u64 = 1_000_000;
 /// The former is also at most one part in this many of the interval.
 const HEARTBEAT_SLACK_DIVISOR: u64 = 16;
+/// Messages without an answer are taken while less than this waits for the transport.
+const UNANSWERED_BYTES_MAX: usize = 1_024 * 1_024;
 
 /// See the [module](self).
 ///
@@ -273,15 +275,79 @@ impl Session {
         if Envelope::decode(envelope).is_err() {
             return Err(SendError::BadEnvelope);
         }
-        if self.requests.unsent() >= self.settings.outbox_max {
+        if options.request && self.requests.holds_at_least(self.settings.outbox_max) {
             return Err(SendError::Full);
         }
         let msg_id = match options.msg_id {
             Some(msg_id) => msg_id,
             None => self.new_msg_id(now),
         };
+        if !options.request {
+            return self.put_unanswered(to, msg_id, envelope, options);
+        }
         self.requests.send(now, to, msg_id, envelope, options)?;
         self.pump(now, None);
+        Ok(msg_id)
+    }
+
+    /// A message without an answer whose Envelope the owner vouches for: a server takes what is
+    /// none for a broken body.
+    pub(crate) fn send_unanswered(
+        &mut self,
+        now: Now,
+        to: UserId,
+        envelope: &[u8],
+        options: SendOptions,
+    ) -> Result<MsgId, SendError> {
+        if !to.is_valid() {
+            return Err(SendError::BadRecipient);
+        }
+        if envelope.len() > ENVELOPE_BYTES_MAX {
+            return Err(SendError::TooLarge);
+        }
+        let msg_id = match options.msg_id {
+            Some(msg_id) => msg_id,
+            None => self.new_msg_id(now),
+        };
+        self.put_unanswered(to, msg_id, envelope, options)
+    }
+
+    /// Nothing of it is remembered, so it cannot wait: what is queued goes to the transport, which
+    /// takes it in order.
+    fn put_unanswered(
+        &mut self,
+        to: UserId,
+        msg_id: MsgId,
+        envelope: &[u8],
+        options: SendOptions,
+    ) -> Result<MsgId, SendError> {
+        if !self.phase.is_welcome() {
+            return Err(SendError::Offline);
+        }
+        if ROUTE_END + envelope.len() > self.window.frame_bytes_max as usize {
+            return Err(SendError::TooLarge);
+        }
+        if self.output.len() >= UNANSWERED_BYTES_MAX {
+            return Err(SendError::Full);
+        }
+        let route = RouteHeader {
+            msg_id,
+            conv: to.0,
+            conv_kind: ConvKind::DIRECT,
+            kind: options.kind,
+            ttl_s: options.ttl_s,
+            ..RouteHeader::default()
+        };
+        let flags = options.flags();
+        put_routed(
+            &mut self.output,
+            Op::Send as u8,
+            flags,
+            0,
+            0,
+            &route,
+            envelope,
+        );
         Ok(msg_id)
     }
 
@@ -342,6 +408,19 @@ impl Session {
             .as_ref()
             .is_some_and(|rare| !rare.token.is_empty());
         !has_token && self.resume_token.0.is_empty()
+    }
+
+    /// Whether [`Self::send`] takes so many messages in a row, with Envelopes of at most so many
+    /// bytes. On the safe side: it may take more than it says.
+    #[must_use]
+    pub fn has_room_for(&self, messages: usize, envelope_bytes: usize, request: bool) -> bool {
+        if request {
+            let taken = self.requests.len_bound().saturating_add(messages);
+            return taken <= self.settings.outbox_max;
+        }
+        let bytes = messages.saturating_mul(ROUTE_END + envelope_bytes);
+        self.phase.is_welcome()
+            && (self.output.is_empty() || self.output.len() + bytes <= UNANSWERED_BYTES_MAX)
     }
 
     /// Bytes for the transport. The driver takes out what it has written.
@@ -631,6 +710,7 @@ fn bounds(settings: &Settings) -> Bounds {
     Bounds {
         receive_max: settings.receive_max(),
         dedupe_max: settings.dedupe_max,
+        lazy: settings.lazy_ack,
     }
 }
 

@@ -1,23 +1,22 @@
-//! The command line: plans by name, flags that override them, and what is wrong with either.
+//! The command line: plans by name or file, flags that override them, and what is wrong with either.
 
-use crate::{
-    payload::BODY_BYTES_MIN,
-    plan::{Hold, Plan},
-};
-use clap::Parser;
+mod overrides;
+
+pub(crate) use overrides::Overrides;
+
+use crate::plan::{Plan, parse_duration};
+use anyhow::Context;
+use clap::{Parser, Subcommand};
 use portico_client::mint::KEY_FILE;
-use std::{path::PathBuf, time::Duration};
-
-/// Users of one run get consecutive ids below a power of two; see `run.rs`.
-pub(crate) const CONNECTIONS_MAX: u32 = 4_000_000;
-/// Room for the Envelope around a body.
-const BODY_BYTES_MAX: usize = 63_000;
-const RATE_MAX: f64 = 10_000_000.0;
-const RAMP_PER_S_MAX: u32 = 1_000_000;
-const HEARTBEAT_S_MAX: u16 = 3_600;
-const DURATION_MAX: Duration = Duration::from_secs(7 * 24 * 3_600);
+use std::{
+    path::{Path, PathBuf},
+    time::Duration,
+};
 
 /// Measures what a Portico gateway carries, and proves that every message arrived.
+///
+/// `portico-loadgen plan` lists the plans, `plan --print relay` shows one with all its fields, and a
+/// file made from that can be given instead of a name. Flags override every field.
 ///
 /// `hold` opens --connections at --ramp per second, waits for --settle, then has --active of them
 /// exchange --rate messages per second for --duration while the others stay quiet, and says what a
@@ -31,11 +30,17 @@ const DURATION_MAX: Duration = Duration::from_secs(7 * 24 * 3_600);
 /// (bad arguments, no connection, or a generator that could not keep its own schedule).
 #[derive(Debug, Parser)]
 #[command(name = "portico-loadgen", version, max_term_width = 100)]
+#[command(args_conflicts_with_subcommands = true)]
 pub(crate) struct Args {
-    /// Which workload: `smoke`, `relay` or `hold`
-    #[arg(default_value = "smoke")]
+    #[command(subcommand)]
+    pub command: Option<Command>,
+    /// Which workload: the name of a built-in plan, or a file that ends in .toml
+    #[arg(default_value = "smoke", value_name = "PLAN")]
     plan: String,
-    /// The gateway's binary protocol, HOST:PORT
+    /// A plan in a file, whatever its name
+    #[arg(long = "plan", value_name = "FILE", conflicts_with = "plan")]
+    plan_file: Option<PathBuf>,
+    /// The target's address, HOST:PORT: the gateway's binary protocol
     #[arg(long, value_name = "ADDR", default_value = "127.0.0.1:7400")]
     pub target: String,
     /// Private key that signs the tokens of the test users (PEM)
@@ -44,42 +49,11 @@ pub(crate) struct Args {
     /// Data directory of the gateway, where that key is found
     #[arg(long, value_name = "DIR", default_value = "./portico-data")]
     data: PathBuf,
-    /// Connected users
-    #[arg(long, value_name = "N")]
-    connections: Option<u32>,
-    /// Messages per second, all users together
-    #[arg(long, value_name = "R")]
-    rate: Option<f64>,
-    /// How long messages are sent: 10s, 500ms, 2m, or seconds
-    #[arg(long, value_name = "T", value_parser = parse_duration)]
-    duration: Option<Duration>,
-    /// hold: connections that exchange messages; default: 1,000, or a tenth of few
-    #[arg(long, value_name = "N")]
-    active: Option<u32>,
-    /// hold: connections opened per second; default: 10,000
-    #[arg(long, value_name = "R")]
-    ramp: Option<u32>,
-    /// hold: how long all are quiet between the last login and the first message; default: 60s
-    #[arg(long, value_name = "T", value_parser = parse_duration)]
-    settle: Option<Duration>,
-    /// hold: a third into --duration, cut all quiet connections at once and see them come back
-    #[arg(long)]
-    cut: bool,
-    /// hold: interval between heartbeats of a connection, in whole seconds; default: 60s
-    #[arg(long, value_name = "T", value_parser = parse_duration)]
-    heartbeat: Option<Duration>,
-    /// Bytes of a message body
-    #[arg(long, value_name = "BYTES")]
-    size: Option<usize>,
-    /// How long accepted messages may take to arrive after the last was sent
-    #[arg(long, value_name = "T", value_parser = parse_duration)]
-    drain: Option<Duration>,
+    #[command(flatten)]
+    overrides: Overrides,
     /// How late 99 of 100 messages may be sent before the result is invalid
     #[arg(long, value_name = "T", value_parser = parse_duration, default_value = "10ms")]
     pub slip_max: Duration,
-    /// Makes partners and order of a plan repeatable
-    #[arg(long, value_name = "S", default_value_t = 1)]
-    pub seed: u64,
     /// One worker thread pinned to each of these, e.g. 1 or 0,2-3; default: one thread, not pinned
     #[arg(long, value_name = "LIST", value_parser = parse_cpus)]
     pub cpus: Option<Cpus>,
@@ -97,124 +71,47 @@ pub(crate) struct Args {
     pub progress: bool,
 }
 
+/// What is done instead of a run.
+#[derive(Debug, Subcommand)]
+pub(crate) enum Command {
+    /// List the plans, or print one as a file with all its fields
+    Plan {
+        /// The name of a built-in plan, or a file that ends in .toml
+        #[arg(long, value_name = "PLAN")]
+        print: Option<String>,
+    },
+}
+
 /// Why a command line cannot be run.
 #[derive(Debug, PartialEq, thiserror::Error)]
 pub(crate) enum BadUse {
-    #[error("there is no plan `{name}`; the plans are\n{list}")]
+    #[error(
+        "there is no plan `{name}`; a file needs a name that ends in .toml, or --plan; the plans are\n{list}"
+    )]
     UnknownPlan { name: String, list: String },
-    #[error("{flag} is {value}, but must be {range}")]
-    OutOfRange {
-        flag: &'static str,
-        value: String,
-        range: String,
-    },
-    #[error("{flag} belongs to the plan `hold`, not to `{plan}`")]
-    NotOfPlan {
-        flag: &'static str,
-        plan: &'static str,
-    },
+}
+
+/// A built-in plan by its name, or one in a file.
+pub(crate) fn find_plan(name: &str) -> anyhow::Result<Plan> {
+    if Path::new(name).extension().is_some_and(|end| end == "toml") {
+        return Plan::from_file(Path::new(name));
+    }
+    Plan::named(name).with_context(|| BadUse::UnknownPlan {
+        name: name.to_owned(),
+        list: Plan::list(),
+    })
 }
 
 impl Args {
     /// The plan by its name, with the flags applied, checked.
-    pub(crate) fn plan(&self) -> Result<Plan, BadUse> {
-        let mut plan = Plan::named(&self.plan).ok_or_else(|| BadUse::UnknownPlan {
-            name: self.plan.clone(),
-            list: Plan::list(),
-        })?;
-        plan.connections = self.connections.unwrap_or(plan.connections);
-        plan.rate_per_s = self.rate.unwrap_or(plan.rate_per_s);
-        plan.duration = self.duration.unwrap_or(plan.duration);
-        plan.body_bytes = self.size.unwrap_or(plan.body_bytes);
-        plan.drain = self.drain.unwrap_or(plan.drain);
-
-        // A worker needs two users, so that they have somebody to write to.
-        let connections_min = 2 * self.workers() as u32;
-        if !(connections_min..=CONNECTIONS_MAX).contains(&plan.connections) {
-            return Err(out_of_range(
-                "--connections",
-                plan.connections,
-                format!("{connections_min} to {CONNECTIONS_MAX} with this many workers"),
-            ));
-        }
-        // Written so that NaN is refused too.
-        let rate_fits = plan.rate_per_s > 0.0 && plan.rate_per_s <= RATE_MAX;
-        if !rate_fits {
-            let range = format!("above 0 and at most {RATE_MAX}");
-            return Err(out_of_range("--rate", plan.rate_per_s, range));
-        }
-        if plan.duration.is_zero() || plan.duration > DURATION_MAX {
-            let range = "above 0 and at most 7 days".to_owned();
-            return Err(out_of_range(
-                "--duration",
-                self.seconds(plan.duration),
-                range,
-            ));
-        }
-        if plan.drain > DURATION_MAX {
-            let range = "at most 7 days".to_owned();
-            return Err(out_of_range("--drain", self.seconds(plan.drain), range));
-        }
-        if !(BODY_BYTES_MIN..=BODY_BYTES_MAX).contains(&plan.body_bytes) {
-            return Err(out_of_range(
-                "--size",
-                plan.body_bytes,
-                format!(
-                    "{BODY_BYTES_MIN} to {BODY_BYTES_MAX}: the verifier's fields take {BODY_BYTES_MIN}"
-                ),
-            ));
-        }
-        plan.hold = self.hold(&plan)?;
-        Ok(plan)
-    }
-
-    /// The part of the plan `hold`, with its flags applied; other plans have no such flags.
-    fn hold(&self, plan: &Plan) -> Result<Option<Hold>, BadUse> {
-        let Some(mut hold) = plan.hold else {
-            let given = [
-                ("--active", self.active.is_some()),
-                ("--ramp", self.ramp.is_some()),
-                ("--settle", self.settle.is_some()),
-                ("--cut", self.cut),
-                ("--heartbeat", self.heartbeat.is_some()),
-            ];
-            return match given.iter().find(|(_, given)| *given) {
-                Some((flag, _)) => Err(BadUse::NotOfPlan {
-                    flag,
-                    plan: plan.name,
-                }),
-                None => Ok(None),
-            };
+    pub(crate) fn plan(&self) -> anyhow::Result<Plan> {
+        let mut plan = match &self.plan_file {
+            Some(file) => Plan::from_file(file)?,
+            None => find_plan(&self.plan)?,
         };
-        let active_min = 2 * self.workers() as u32;
-        let active_max = plan.connections.saturating_sub(1);
-        let active_default = hold.active.min(plan.connections / 10).max(active_min);
-        hold.active = self.active.unwrap_or(active_default);
-        if !(active_min..=active_max).contains(&hold.active) {
-            let range = format!("{active_min} to {active_max}: at least one is only held");
-            return Err(out_of_range("--active", hold.active, range));
-        }
-        hold.ramp_per_s = self.ramp.unwrap_or(hold.ramp_per_s);
-        if !(1..=RAMP_PER_S_MAX).contains(&hold.ramp_per_s) {
-            let range = format!("1 to {RAMP_PER_S_MAX} per second");
-            return Err(out_of_range("--ramp", hold.ramp_per_s, range));
-        }
-        hold.settle = self.settle.unwrap_or(hold.settle);
-        if hold.settle > DURATION_MAX {
-            let range = "at most 7 days".to_owned();
-            return Err(out_of_range("--settle", self.seconds(hold.settle), range));
-        }
-        if let Some(heartbeat) = self.heartbeat {
-            let whole = heartbeat.subsec_nanos() == 0;
-            let seconds = u16::try_from(heartbeat.as_secs()).unwrap_or(u16::MAX);
-            if !whole || !(1..=HEARTBEAT_S_MAX).contains(&seconds) {
-                let range = format!("1 to {HEARTBEAT_S_MAX} whole seconds");
-                return Err(out_of_range("--heartbeat", self.seconds(heartbeat), range));
-            }
-            hold.heartbeat_s = seconds;
-        }
-        hold.cut = self.cut;
-        Ok(Some(hold))
+        self.overrides.apply(&mut plan, self.workers())?;
+        plan.check(self.workers())?;
+        Ok(plan)
     }
 
     /// The file with the signing key.
@@ -227,18 +124,6 @@ impl Args {
 
     pub(crate) fn workers(&self) -> usize {
         self.cpus.as_ref().map_or(1, |cpus| cpus.0.len())
-    }
-
-    fn seconds(&self, duration: Duration) -> String {
-        format!("{} s", duration.as_secs_f64())
-    }
-}
-
-fn out_of_range(flag: &'static str, value: impl ToString, range: String) -> BadUse {
-    BadUse::OutOfRange {
-        flag,
-        value: value.to_string(),
-        range,
     }
 }
 
@@ -275,33 +160,18 @@ fn parse_cpus(text: &str) -> Result<Cpus, String> {
     Ok(Cpus(cpus))
 }
 
-fn parse_duration(text: &str) -> Result<Duration, String> {
-    let text = text.trim();
-    let unit_at = text
-        .find(|c: char| !c.is_ascii_digit() && c != '.')
-        .unwrap_or(text.len());
-    let (number, unit) = text.split_at(unit_at);
-    let scale = match unit {
-        "ms" => 0.001,
-        "" | "s" => 1.0,
-        "m" => 60.0,
-        "h" => 3_600.0,
-        _ => return Err(format!("`{unit}` is not a unit: use ms, s, m or h")),
-    };
-    let seconds = number
-        .parse::<f64>()
-        .map_err(|_| format!("`{text}` is not a time"))?
-        * scale;
-    Duration::try_from_secs_f64(seconds).map_err(|_| format!("`{text}` is too long"))
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::plan::{Acks, Hold, Pace, Protocol};
 
-    fn plan(line: &str) -> Result<Plan, BadUse> {
+    fn parsed(line: &str) -> Args {
         let args = std::iter::once("portico-loadgen").chain(line.split_whitespace());
-        Args::try_parse_from(args).expect("well-formed").plan()
+        Args::try_parse_from(args).unwrap_or_else(|error| panic!("{line}: {error}"))
+    }
+
+    fn plan(line: &str) -> anyhow::Result<Plan> {
+        parsed(line).plan()
     }
 
     #[test]
@@ -321,8 +191,8 @@ mod tests {
             drain: Duration::from_secs(3),
             ..Plan::named("relay").expect("built in")
         };
-        assert_eq!(got, Ok(expected));
-        assert_eq!(plan("").map(|plan| plan.name), Ok("smoke"));
+        assert_eq!(got.expect("valid"), expected);
+        assert_eq!(plan("").expect("valid").name, "smoke");
     }
 
     #[test]
@@ -363,10 +233,115 @@ mod tests {
             ("hold --heartbeat 2h", "--heartbeat"),
             ("relay --cut", "--cut"),
             ("smoke --active 10", "--active"),
+            ("relay --share 0.5", "--share"),
+            ("relay --think 1s", "--think"),
+            ("relay --members 5", "--members"),
+            ("relay --groups 5", "--groups"),
+            ("flap --lasts 5s", "--lasts"),
+            ("flap --at 5s", "--at"),
+            ("relay --away 5s", "--away"),
+            ("pingpong --rate 5", "--rate"),
+            ("pingpong --burst 5", "--burst"),
+            ("relay --sizes 64:1", "--sizes"),
+            ("relay --writers 1:1", "--writers"),
+            ("relay --answers 0.5", "--answers"),
+            ("relay --offline 0.5", "--offline"),
+            ("relay --read-delay 1s", "--read-delay"),
+            ("hold --burst 2", "--burst"),
+            ("hold --spin", "--spin"),
+            ("relay --burst 0", "--burst"),
+            ("relay --burst 2000", "--burst"),
+            ("relay --partners 0", "--partners"),
+            ("relay --protocol nats --acks minimal", "--acks"),
+            ("relay --pace rounds --spin", "--pace"),
+            ("relay --pace rounds --rate 5", "--rate"),
         ] {
             let message = plan(line).expect_err(line).to_string();
             assert!(message.starts_with(flag), "{line}: {message}");
         }
+    }
+
+    /// Each of them changes what it says and nothing else.
+    #[test]
+    fn every_field_has_a_flag() {
+        let changed = |line: &str, change: &dyn Fn(&mut Plan)| {
+            let name = line.split(' ').next().unwrap_or_default();
+            let mut expected = Plan::named(name).expect("built in");
+            change(&mut expected);
+            assert_eq!(plan(line).expect(line), expected, "{line}");
+        };
+        changed("relay --seed 7", &|plan| plan.seed = 7);
+        changed("relay --protocol mqtt-qos0", &|plan| {
+            plan.protocol = Protocol::MqttQos0;
+        });
+        changed("relay --acks minimal --burst 8 --spin", &|plan| {
+            (plan.acks, plan.burst, plan.spin) = (Acks::Minimal, 8, true);
+        });
+        changed("relay --pace rounds", &|plan| plan.pace = Pace::Rounds);
+        changed("smoke --partners 2", &|plan| plan.partners = 2);
+        changed("pingpong --think 1s", &|plan| {
+            let pingpong = plan.pingpong.as_mut().expect("pingpong");
+            pingpong.think = Duration::from_secs(1);
+        });
+        changed("fanout --groups 3 --members 5", &|plan| {
+            plan.connections = 18;
+            plan.fanout.as_mut().expect("fanout").members = 5;
+        });
+        changed("storm --at 1s --share 0.5 --away 2s", &|plan| {
+            let storm = plan.storm.as_mut().expect("storm");
+            (storm.at, storm.share) = (Duration::from_secs(1), 0.5);
+            storm.away = Duration::from_secs(2);
+        });
+        changed("slow-readers --at 1s --lasts 2s --share 0.5", &|plan| {
+            let slow = plan.slow_readers.as_mut().expect("slow readers");
+            (slow.at, slow.lasts) = (Duration::from_secs(1), Duration::from_secs(2));
+            slow.share = 0.5;
+        });
+        changed("flap --share 0.5 --away 2s", &|plan| {
+            let flap = plan.flap.as_mut().expect("flap");
+            (flap.share, flap.away) = (0.5, Duration::from_secs(2));
+        });
+        let line = "mixed --sizes 64:1,100:0.5 --writers 0.5:2,0.5:1 --answers 0.1 --think 1s \
+                    --offline 0.2 --read-delay 3s";
+        changed(line, &|plan| {
+            let mixed = plan.mixed.as_mut().expect("mixed");
+            mixed.sizes = vec![(64, 1.0), (100, 0.5)];
+            mixed.writers = vec![(0.5, 2), (0.5, 1)];
+            (mixed.answers, mixed.offline) = (0.1, 0.2);
+            mixed.think = Duration::from_secs(1);
+            mixed.read_delay = Duration::from_secs(3);
+        });
+        changed("mixed --size 100", &|plan| {
+            plan.body_bytes = 100;
+            plan.mixed.as_mut().expect("mixed").sizes.clear();
+        });
+    }
+
+    #[test]
+    fn a_plan_may_be_a_file() {
+        let directory = tempfile::TempDir::new().expect("a temporary directory");
+        let file = directory.path().join("own.toml");
+        let own = "name = \"own\"\nconnections = 4\nrate = 10\nduration = \"1s\"\n";
+        std::fs::write(&file, own).expect("written");
+        let file = file.display();
+        for line in [
+            format!("{file} --rate 20"),
+            format!("--plan {file} --rate 20"),
+        ] {
+            let got = plan(&line).expect("valid");
+            assert_eq!((got.name.as_str(), got.rate_per_s), ("own", 20.0));
+        }
+        let missing = plan("no/such.toml").expect_err("not there").to_string();
+        assert!(missing.contains("no/such.toml"), "{missing}");
+    }
+
+    #[test]
+    fn plans_are_listed_and_printed() {
+        let command = parsed("plan --print relay").command;
+        assert!(matches!(command, Some(Command::Plan { print: Some(name) }) if name == "relay"));
+        let command = parsed("plan").command;
+        assert!(matches!(command, Some(Command::Plan { print: None })));
+        assert!(parsed("relay --rate 5").command.is_none());
     }
 
     #[test]
@@ -378,22 +353,7 @@ mod tests {
     }
 
     #[test]
-    fn durations_and_processors_are_read() {
-        for (text, ms) in [
-            ("500ms", 500),
-            ("10", 10_000),
-            ("1.5s", 1_500),
-            ("2m", 120_000),
-        ] {
-            assert_eq!(
-                parse_duration(text),
-                Ok(Duration::from_millis(ms)),
-                "{text}"
-            );
-        }
-        for text in ["", "s", "5x", "1.2.3", "-1s", "1e3"] {
-            assert!(parse_duration(text).is_err(), "{text}");
-        }
+    fn processors_are_read() {
         assert_eq!(parse_cpus("1"), Ok(Cpus(vec![1])));
         assert_eq!(parse_cpus("4,0-2"), Ok(Cpus(vec![4, 0, 1, 2])));
         for text in ["", "a", "3-1", "1,1", "1024", "0-"] {

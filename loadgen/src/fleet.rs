@@ -7,9 +7,19 @@
 //! Connections are numbered from 0 in the order of the worker's users; connection `n` belongs to
 //! user `first_user + n`, and is the only one of that user.
 
-use portico_client::Now;
-use portico_wire::ids::{ConvSeq, UserId};
-use std::io;
+mod portico;
+
+pub(crate) use portico::CLIENT;
+
+use crate::plan::{Acks, Groups, Plan, Protocol};
+use anyhow::bail;
+use portico_client::{Now, many::Clock, mint::SigningKey};
+use portico_wire::ids::{ConvSeq, DeviceId, UserId};
+use std::{
+    io,
+    net::{IpAddr, SocketAddr},
+    time::Duration,
+};
 
 /// Who gets a message.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -88,8 +98,13 @@ pub(crate) enum Happened<'a> {
         code: u16,
         will_retry: bool,
     },
+    /// The system took one member's copy of a message to a group, where each has an answer of its
+    /// own.
+    AcceptedCopy { name: MessageName, duplicate: bool },
     /// `peer` has everything from this connection up to a place.
     Receipt { peer: UserId, up_to: ConvSeq },
+    /// `peer` has read everything from this connection up to a place.
+    ReadReceipt { peer: UserId, up_to: ConvSeq },
     /// The system repeated a message and the client dropped it, as the protocol provides for.
     Repeated,
     /// Something came that cannot be a message.
@@ -116,12 +131,141 @@ pub(crate) trait Fleet {
     fn send(&mut self, conn: u32, message: &Outgoing<'_>) -> Result<(), Full>;
 
     /// Drops the socket without a word, as a phone that loses its network does, and opens it again
-    /// after `back_after_us`.
+    /// after `back_after_us`. A connection without a socket is not opened before that; a second
+    /// call replaces the time of the first.
     fn cut(&mut self, conn: u32, back_after_us: u64);
 
     /// A connection that does not read leaves what comes in its socket.
     fn set_reading(&mut self, conn: u32, reading: bool);
 
+    /// The user of `conn` has read everything from `peer` up to a place. Nothing where the system
+    /// knows no such mark.
+    fn read(&mut self, _conn: u32, _peer: UserId, _up_to: ConvSeq) {}
+
+    /// Asks how far `peers` have got: answered by [`Happened::Receipt`]. For systems that promise
+    /// receipts.
+    fn ask_receipts(&mut self, _conn: u32, _peers: &[UserId]) {}
+
     /// Closes all, politely.
     fn close_all(&mut self);
+}
+
+/// What the connections of a worker are made from.
+#[derive(Clone, Debug)]
+pub(crate) struct Opening<'a> {
+    pub clock: Clock,
+    pub target: SocketAddr,
+    /// Local addresses, used in turn; empty: the system chooses.
+    pub sources: Vec<IpAddr>,
+    /// Of all workers' connections, those before the first of this one.
+    pub source_offset: usize,
+    pub first_user: u64,
+    pub users: u32,
+    /// Who is a member of which group, if the plan has groups.
+    pub groups: Option<Groups>,
+    /// Connections opened per second, at most.
+    pub connects_per_s: u32,
+    /// Seconds between two heartbeats; 0: as the system proposes.
+    pub heartbeat_s: u16,
+    pub acks: Acks,
+    /// Messages of one connection that leave in one write.
+    pub burst: u32,
+    /// Differs between runs: ids are made from it.
+    pub run: u64,
+    /// How Portico's users log in; other systems take everybody.
+    pub login: Option<Credentials<'a>>,
+}
+
+/// What access tokens are made from.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Credentials<'a> {
+    pub key: &'a SigningKey,
+    pub device: DeviceId,
+    /// Longer than the run: reconnecting must not fail because of it.
+    pub token_ttl: Duration,
+}
+
+/// What `protocol` promises when it is used so; known before anything is opened.
+pub(crate) const fn promises(protocol: Protocol, acks: Acks) -> Promises {
+    match (protocol, acks) {
+        (Protocol::Portico, Acks::Full) => Promises {
+            answers: true,
+            receipts: true,
+            places: true,
+            stores: true,
+        },
+        (Protocol::Portico, Acks::Minimal) => Promises {
+            answers: false,
+            receipts: false,
+            // The recipient is told the place, the sender is not.
+            places: false,
+            stores: true,
+        },
+        (Protocol::MqttQos1, _) => Promises {
+            answers: true,
+            receipts: false,
+            places: false,
+            stores: false,
+        },
+        (Protocol::MqttQos0 | Protocol::Nats | Protocol::Redis | Protocol::Relay, _) => Promises {
+            answers: false,
+            receipts: false,
+            places: false,
+            stores: false,
+        },
+    }
+}
+
+/// What is promised to a plan, and so checked. A message to a group of Portico's is as many direct
+/// ones as it has members: their receipts and places are checked by the other plans.
+pub(crate) const fn promises_to(plan: &Plan) -> Promises {
+    let promises = promises(plan.protocol, plan.acks);
+    if plan.fanout.is_none() {
+        return promises;
+    }
+    Promises {
+        receipts: false,
+        places: false,
+        ..promises
+    }
+}
+
+/// The only place where a fleet is made.
+pub(crate) fn open<'a>(
+    protocol: Protocol,
+    opening: &Opening<'a>,
+) -> anyhow::Result<Box<dyn Fleet + 'a>> {
+    match protocol {
+        Protocol::Portico => Ok(Box::new(portico::Portico::open(opening)?)),
+        Protocol::MqttQos0
+        | Protocol::MqttQos1
+        | Protocol::Nats
+        | Protocol::Redis
+        | Protocol::Relay => {
+            bail!("--protocol {protocol} is not built into this version; use --protocol portico")
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn promises_depend_on_the_protocol_and_how_it_is_used() {
+        let told = |name, change: fn(&mut Plan)| {
+            let mut plan = Plan::named(name).expect("built in");
+            change(&mut plan);
+            let promises = promises_to(&plan);
+            (promises.answers, promises.receipts, promises.places)
+        };
+        assert_eq!(told("relay", |_| {}), (true, true, true));
+        assert_eq!(told("fanout", |_| {}), (true, false, false));
+        let minimal = told("relay", |plan| plan.acks = Acks::Minimal);
+        assert_eq!(minimal, (false, false, false));
+        let nats = told("relay", |plan| plan.protocol = Protocol::Nats);
+        assert_eq!(nats, (false, false, false));
+        let qos1 = told("relay", |plan| plan.protocol = Protocol::MqttQos1);
+        assert_eq!(qos1, (true, false, false));
+    }
 }

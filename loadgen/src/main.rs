@@ -13,8 +13,7 @@
 
 mod cli;
 mod control;
-// Until the worker drives one.
-#[allow(dead_code)]
+mod figures;
 mod fleet;
 mod hold;
 mod payload;
@@ -31,7 +30,7 @@ mod worker;
 
 use anyhow::Context;
 use clap::Parser;
-use cli::Args;
+use cli::{Args, Command};
 use plan::Plan;
 use report::Report;
 use serde_json::to_string_pretty as to_json;
@@ -51,13 +50,26 @@ const NO_RESULT: u8 = 2;
 
 fn main() -> ExitCode {
     let args = Args::parse();
-    match measure(&args) {
-        Ok(verdict) => ExitCode::from(verdict.exit_code()),
+    let done = match &args.command {
+        Some(Command::Plan { print }) => show_plans(print.as_deref()).map(|()| ExitCode::SUCCESS),
+        None => measure(&args).map(|verdict| ExitCode::from(verdict.exit_code())),
+    };
+    match done {
+        Ok(code) => code,
         Err(error) => {
             eprintln!("portico-loadgen: {error:#}");
             ExitCode::from(NO_RESULT)
         }
     }
+}
+
+fn show_plans(name: Option<&str>) -> anyhow::Result<()> {
+    let text = match name {
+        Some(name) => plan::print(&cli::find_plan(name)?)?,
+        None => Plan::list(),
+    };
+    let mut out = io::stdout().lock();
+    out.write_all(text.as_bytes()).context("cannot print plans")
 }
 
 fn measure(args: &Args) -> anyhow::Result<Verdict> {

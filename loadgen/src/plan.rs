@@ -1,172 +1,321 @@
-//! Plans: what is sent, how fast, and who talks to whom.
+//! Plans: what is sent, how fast, who talks to whom, and what happens to connections meanwhile.
+//!
+//! A plan is a TOML file; those in `plans/` are built in. What all plans have stands at the top, and
+//! a table for each behaviour that only some have: how messages follow each other (none: pairs and
+//! partners on a schedule; `pingpong`, `fanout`), what is done to connections (`storm`,
+//! `slow-readers`, `flap`), what people are like (`mixed`), and `hold`, which has an engine of its
+//! own. [`text`] reads and writes the files, [`check`] refuses what cannot be carried out, [`flows`]
+//! says who writes to whom.
 
-use crate::random::Random;
-use portico_wire::ids::UserId;
-use std::time::Duration;
+mod check;
+mod flows;
+mod text;
+
+pub(crate) use check::{BadPlan, CONNECTIONS_MAX};
+pub(crate) use flows::{Flows, Groups};
+pub(crate) use text::{parse_duration, print};
+
+use anyhow::Context;
+use serde::{Deserialize, Serialize};
+use std::{fmt, fs, path::Path, time::Duration};
 
 /// A workload. The built-in ones are starting points; flags override every field.
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
 pub(crate) struct Plan {
-    pub name: &'static str,
-    pub about: &'static str,
+    pub name: String,
+    #[serde(default)]
+    pub about: String,
+    #[serde(default)]
+    pub protocol: Protocol,
+    #[serde(default = "one")]
+    pub seed: u64,
     pub connections: u32,
+    #[serde(rename = "rate", default)]
     pub rate_per_s: f64,
+    #[serde(with = "text::time")]
     pub duration: Duration,
+    /// How long accepted messages may take to arrive after the last one was sent.
+    #[serde(with = "text::time", default = "drain_default")]
+    pub drain: Duration,
+    #[serde(rename = "size", default = "body_bytes_default")]
     pub body_bytes: usize,
     /// Recipients per sender: the first is its pair, the others are drawn.
+    #[serde(default = "one_32")]
     pub partners: u32,
-    /// How long accepted messages may take to arrive after the last one was sent.
-    pub drain: Duration,
+    #[serde(default)]
+    pub pace: Pace,
+    #[serde(default = "one_32")]
+    pub burst: u32,
+    #[serde(default)]
+    pub spin: bool,
+    #[serde(default)]
+    pub acks: Acks,
     /// Most connections are only held.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
     pub hold: Option<Hold>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub pingpong: Option<Pingpong>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub fanout: Option<Fanout>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub storm: Option<Storm>,
+    #[serde(rename = "slow-readers")]
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub slow_readers: Option<SlowReaders>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub flap: Option<Flap>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub mixed: Option<Mixed>,
+}
+
+/// What is spoken with the target.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, clap::ValueEnum)]
+#[serde(rename_all = "kebab-case")]
+pub(crate) enum Protocol {
+    #[default]
+    Portico,
+    MqttQos0,
+    MqttQos1,
+    Nats,
+    Redis,
+    /// Bytes that a relay copies without parsing them.
+    Relay,
+}
+
+impl fmt::Display for Protocol {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Portico => "portico",
+            Self::MqttQos0 => "mqtt-qos0",
+            Self::MqttQos1 => "mqtt-qos1",
+            Self::Nats => "nats",
+            Self::Redis => "redis",
+            Self::Relay => "relay",
+        })
+    }
+}
+
+/// What makes the next message due.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, clap::ValueEnum)]
+#[serde(rename_all = "kebab-case")]
+pub(crate) enum Pace {
+    /// The clock, whatever became of the messages before (open loop).
+    #[default]
+    Open,
+    /// The end of the round before (closed loop): for the cost of a message, not for latency.
+    Rounds,
+}
+
+/// How much is acknowledged.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, clap::ValueEnum)]
+#[serde(rename_all = "kebab-case")]
+pub(crate) enum Acks {
+    /// Each message is answered, each batch of arrivals acknowledged.
+    #[default]
+    Full,
+    /// As little as the protocol needs: no answers, an acknowledgement per half receive window.
+    Minimal,
 }
 
 /// What the plan `hold` has besides.
-#[derive(Clone, Copy, Debug, PartialEq)]
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
 pub(crate) struct Hold {
     /// Connections that exchange the messages; the others say nothing but PING.
     pub active: u32,
     /// Connections opened per second.
+    #[serde(rename = "ramp")]
     pub ramp_per_s: u32,
     /// How long all are quiet before the first message.
+    #[serde(with = "text::time")]
     pub settle: Duration,
     /// All that are only held are cut at once, a third into the sending.
+    #[serde(default)]
     pub cut: bool,
     /// Seconds between two PINGs.
+    #[serde(rename = "heartbeat", with = "text::whole_seconds")]
     pub heartbeat_s: u16,
 }
 
-const BUILT_IN: [Plan; 3] = [
-    Plan {
-        name: "smoke",
-        about: "does it work: direct messages to four partners each, a light load",
-        connections: 1_000,
-        rate_per_s: 2_000.0,
-        duration: Duration::from_secs(10),
-        body_bytes: 128,
-        partners: 4,
-        drain: Duration::from_secs(10),
-        hold: None,
-    },
-    Plan {
-        name: "relay",
-        about: "how fast is it: direct messages within fixed pairs, a steady load",
-        connections: 2_000,
-        rate_per_s: 20_000.0,
-        duration: Duration::from_secs(60),
-        body_bytes: 128,
-        partners: 1,
-        drain: Duration::from_secs(10),
-        hold: None,
-    },
-    Plan {
-        name: "hold",
-        about: "how many can it hold: quiet connections with heartbeats beside some that exchange \
-                messages",
-        connections: 100_000,
-        rate_per_s: 2_000.0,
-        duration: Duration::from_secs(60),
-        body_bytes: 128,
-        partners: 1,
-        drain: Duration::from_secs(10),
-        hold: Some(Hold {
-            active: 1_000,
-            ramp_per_s: 10_000,
-            settle: Duration::from_secs(60),
-            cut: false,
-            heartbeat_s: 60,
-        }),
-    },
+/// Each pair has one message under way: the next goes when the answer to it has come.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct Pingpong {
+    /// Between an answer and the next message.
+    #[serde(with = "text::time")]
+    pub think: Duration,
+}
+
+/// Groups of one sender and so many members, to each of whom every message goes.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct Fanout {
+    pub members: u32,
+}
+
+/// Many connections are cut at the same moment.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct Storm {
+    /// After the first message.
+    #[serde(with = "text::time")]
+    pub at: Duration,
+    /// Of the connections, 0 to 1.
+    pub share: f64,
+    /// How long each waits before it comes back.
+    #[serde(with = "text::time")]
+    pub away: Duration,
+}
+
+/// Some stop reading for a time.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct SlowReaders {
+    /// After the first message.
+    #[serde(with = "text::time")]
+    pub at: Duration,
+    #[serde(with = "text::time")]
+    pub lasts: Duration,
+    /// Of the connections, 0 to 1.
+    pub share: f64,
+}
+
+/// Connections come and go, as those of phones do.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct Flap {
+    /// Of the connections, cut per second.
+    pub share: f64,
+    /// How long each stays away.
+    #[serde(with = "text::time")]
+    pub away: Duration,
+}
+
+/// People: they write more or less, longer or shorter, think before they answer, come late, and
+/// read what they got after a while.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct Mixed {
+    /// Body sizes in bytes, each with its share of the messages.
+    pub sizes: Vec<(usize, f64)>,
+    /// Shares of the users, each with how often it writes compared with one of weight 1.
+    pub writers: Vec<(f64, u32)>,
+    /// Of the messages within a pair, how many are answered.
+    pub answers: f64,
+    /// At most so long, evenly drawn, before an answer.
+    #[serde(with = "text::time")]
+    pub think: Duration,
+    /// Of the users, how many come only within the first half of the run.
+    pub offline: f64,
+    /// From arrival to the read mark; 0: nothing is marked.
+    #[serde(with = "text::time")]
+    pub read_delay: Duration,
+}
+
+const fn one() -> u64 {
+    1
+}
+
+const fn one_32() -> u32 {
+    1
+}
+
+const fn body_bytes_default() -> usize {
+    128
+}
+
+const fn drain_default() -> Duration {
+    Duration::from_secs(10)
+}
+
+const BUILT_IN: [(&str, &str); 9] = [
+    ("smoke", include_str!("../plans/smoke.toml")),
+    ("relay", include_str!("../plans/relay.toml")),
+    ("pingpong", include_str!("../plans/pingpong.toml")),
+    ("fanout", include_str!("../plans/fanout.toml")),
+    ("storm", include_str!("../plans/storm.toml")),
+    ("slow-readers", include_str!("../plans/slow-readers.toml")),
+    ("flap", include_str!("../plans/flap.toml")),
+    ("mixed", include_str!("../plans/mixed.toml")),
+    ("hold", include_str!("../plans/hold.toml")),
 ];
 
 impl Plan {
+    /// A built-in plan.
     pub(crate) fn named(name: &str) -> Option<Self> {
-        BUILT_IN.iter().find(|plan| plan.name == name).cloned()
+        let (_, text) = BUILT_IN.iter().find(|(known, _)| *known == name)?;
+        // Each of them is read in a test.
+        text::read(text).ok()
+    }
+
+    pub(crate) fn from_file(file: &Path) -> anyhow::Result<Self> {
+        let text = fs::read_to_string(file)
+            .with_context(|| format!("cannot read the plan {}", file.display()))?;
+        text::read(&text).with_context(|| format!("{} is not a plan", file.display()))
     }
 
     /// The built-in plans with a line about each.
     pub(crate) fn list() -> String {
         BUILT_IN
             .iter()
-            .map(|plan| format!("  {:<8} {}\n", plan.name, plan.about))
+            .filter_map(|(name, _)| Self::named(name))
+            .map(|plan| format!("  {:<13} {}\n", plan.name, plan.about))
             .collect()
     }
-}
 
-/// Who sends to whom within one worker's slice of users.
-///
-/// Partners stay within the slice, so a worker sees both ends of each of its flows and verifies
-/// them without a lock. The gateway places users by a hash, so this does not favour any core.
-#[derive(Clone, Debug)]
-pub(crate) struct Flows {
-    first_user: u64,
-    users: u32,
-    partners: u32,
-    /// Recipient of flow `n`, as an index of the slice; its sender is `n / partners`.
-    recipients: Vec<u32>,
-    /// The order in which senders take their turns.
-    senders: Vec<u32>,
-}
+    /// Connections that must not be torn apart between workers.
+    pub(crate) fn unit(&self) -> u32 {
+        self.fanout.map_or(2, |fanout| fanout.members + 1)
+    }
 
-impl Flows {
-    /// `users` users from `first_user` on; at least 2.
-    pub(crate) fn new(first_user: u64, users: u32, partners: u32, seed: u64) -> Self {
-        let mut random = Random::new(seed ^ first_user.rotate_left(32));
-        let partners = partners.clamp(1, users - 1);
-        let mut recipients = Vec::with_capacity(users as usize * partners as usize);
-        for sender in 0..users {
-            let first = recipients.len();
-            let pair = sender ^ 1;
-            // The last of an odd number has no pair and writes to the first.
-            recipients.push(if pair < users { pair } else { 0 });
-            while recipients.len() - first < partners as usize {
-                let drawn = random.below(users);
-                if drawn != sender && !recipients[first..].contains(&drawn) {
-                    recipients.push(drawn);
-                }
+    /// Latency from the intended time means something.
+    pub(crate) fn measures_latency(&self) -> bool {
+        self.pace == Pace::Open
+    }
+
+    /// The workers never sleep, so that how busy they are says nothing.
+    pub(crate) fn spins(&self) -> bool {
+        self.spin || self.pace == Pace::Rounds
+    }
+
+    /// Messages may wait for users who are away.
+    pub(crate) fn has_absent(&self) -> bool {
+        let offline = self.mixed.as_ref().is_some_and(|mixed| mixed.offline > 0.0);
+        self.storm.is_some() || self.flap.is_some() || offline
+    }
+
+    /// From which time after the first message to which other something is done to connections.
+    /// Whoever it is not done to is judged apart in between; the end of a storm is when all are
+    /// back.
+    pub(crate) fn disturbance(&self) -> Option<(Duration, Option<Duration>)> {
+        match (self.storm, self.slow_readers, self.flap) {
+            (Some(storm), ..) => Some((storm.at, None)),
+            (_, Some(slow), _) => Some((slow.at, Some(slow.at + slow.lasts))),
+            (.., Some(_)) => Some((Duration::ZERO, Some(self.duration))),
+            _ => None,
+        }
+    }
+
+    /// The size of a message's body: the same for the same seed, however the run goes.
+    pub(crate) fn body_bytes_of(&self, flow: u32, counter: u32) -> usize {
+        let Some(mixed) = self.mixed.as_ref().filter(|mixed| !mixed.sizes.is_empty()) else {
+            return self.body_bytes;
+        };
+        let name = u64::from(flow) << 32 | u64::from(counter);
+        let drawn = crate::random::unit(crate::random::mix(self.seed ^ name));
+        let total: f64 = mixed.sizes.iter().map(|(_, share)| share).sum();
+        let mut left = drawn * total;
+        for (bytes, share) in &mixed.sizes {
+            left -= share;
+            if left < 0.0 {
+                return *bytes;
             }
         }
-        let mut senders: Vec<u32> = (0..users).collect();
-        random.shuffle(&mut senders);
-        Self {
-            first_user,
-            users,
-            partners,
-            recipients,
-            senders,
-        }
-    }
-
-    pub(crate) fn len(&self) -> usize {
-        self.recipients.len()
-    }
-
-    /// The flow of message `n`: every sender takes its turn before any takes another, and each
-    /// changes its partner from one turn to the next.
-    pub(crate) fn of_message(&self, number: u64) -> u32 {
-        let users = u64::from(self.users);
-        let sender = self.senders[(number % users) as usize];
-        let partner = (number / users % u64::from(self.partners)) as u32;
-        sender * self.partners + partner
-    }
-
-    pub(crate) fn sender(&self, flow: u32) -> u32 {
-        flow / self.partners
-    }
-
-    pub(crate) fn recipient(&self, flow: u32) -> u32 {
-        self.recipients[flow as usize]
-    }
-
-    /// The flow from one user of the slice to another.
-    pub(crate) fn between(&self, sender: u32, recipient: UserId) -> Option<u32> {
-        let wanted = u32::try_from(recipient.0.checked_sub(self.first_user)?).ok()?;
-        let first = sender * self.partners;
-        (first..first + self.partners).find(|flow| self.recipients[*flow as usize] == wanted)
-    }
-
-    pub(crate) fn user(&self, index: u32) -> UserId {
-        UserId(self.first_user + u64::from(index))
+        mixed
+            .sizes
+            .last()
+            .map_or(self.body_bytes, |(bytes, _)| *bytes)
     }
 }
 
@@ -175,45 +324,40 @@ mod tests {
     use super::*;
 
     #[test]
-    fn partners_are_distinct_and_never_oneself() {
-        for users in [2, 3, 7, 50] {
-            let flows = Flows::new(1_000, users, 4, 9);
-            let partners = 4.min(users as usize - 1);
-            assert_eq!(flows.len(), users as usize * partners);
-            for sender in 0..users {
-                let first = sender as usize * partners;
-                let mut own = flows.recipients[first..first + partners].to_vec();
-                own.sort_unstable();
-                own.dedup();
-                assert_eq!(own.len(), partners);
-                assert!(!own.contains(&sender));
-            }
+    fn every_built_in_plan_is_read_under_its_own_name_and_can_be_carried_out() {
+        for (name, text) in BUILT_IN {
+            let plan = text::read(text).expect(name);
+            assert_eq!(plan.name, name);
+            assert_eq!(plan.check(1), Ok(()), "{name}");
+            assert!(!plan.about.is_empty());
+        }
+    }
+
+    /// So that whoever opens one sees everything that can be set.
+    #[test]
+    fn every_built_in_plan_is_written_as_it_is_printed() {
+        for (name, text) in BUILT_IN {
+            let plan = text::read(text).expect(name);
+            assert_eq!(print(&plan).expect(name), text, "{name}");
         }
     }
 
     #[test]
-    fn every_flow_is_used_equally_often() {
-        let flows = Flows::new(1, 10, 3, 4);
-        let mut used = vec![0; flows.len()];
-        (0..60).for_each(|number| used[flows.of_message(number) as usize] += 1);
-        assert_eq!(used, vec![2; 30]);
-    }
-
-    #[test]
-    fn a_flow_is_found_by_its_ends() {
-        let flows = Flows::new(500, 10, 3, 4);
-        for flow in 0..flows.len() as u32 {
-            let recipient = flows.user(flows.recipient(flow));
-            assert_eq!(flows.between(flows.sender(flow), recipient), Some(flow));
+    fn sizes_are_drawn_by_their_shares_and_fixed_by_the_seed() {
+        let mut plan = Plan::named("mixed").expect("built in");
+        if let Some(mixed) = &mut plan.mixed {
+            mixed.sizes = vec![(64, 3.0), (1_000, 1.0)];
         }
-        assert_eq!(flows.between(3, UserId(499)), None);
-        assert_eq!(flows.between(3, UserId(503)), None);
-    }
-
-    #[test]
-    fn a_seed_fixes_the_plan() {
-        let recipients = |seed| Flows::new(1, 100, 4, seed).recipients;
-        assert_eq!(recipients(1), recipients(1));
-        assert_ne!(recipients(1), recipients(2));
+        let sizes =
+            |plan: &Plan| -> Vec<usize> { (0..4_000).map(|n| plan.body_bytes_of(7, n)).collect() };
+        let drawn = sizes(&plan);
+        let small = drawn.iter().filter(|bytes| **bytes == 64).count();
+        assert!((2_800..3_200).contains(&small), "{small}");
+        assert!(drawn.iter().all(|bytes| [64, 1_000].contains(bytes)));
+        assert_eq!(drawn, sizes(&plan));
+        plan.seed += 1;
+        assert_ne!(drawn, sizes(&plan));
+        let relay = Plan::named("relay").expect("built in");
+        assert_eq!(relay.body_bytes_of(7, 8), relay.body_bytes);
     }
 }

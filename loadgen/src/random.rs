@@ -29,6 +29,11 @@ impl Random {
     }
 }
 
+/// A number from 0 to below 1 from 53 bits of `n`.
+pub(crate) const fn unit(n: u64) -> f64 {
+    (n >> 11) as f64 / (1_u64 << 53) as f64
+}
+
 /// Spreads every bit of `n` over all 64.
 pub(crate) const fn mix(n: u64) -> u64 {
     let n = (n ^ (n >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);

@@ -2,6 +2,8 @@
 
 use crate::{
     cli::Args,
+    figures::{Figures, FiguresReport},
+    fleet::{Promises, promises_to},
     plan::Plan,
     process::{Machine, Usage},
     verdict::{Verdict, judge},
@@ -27,6 +29,8 @@ pub(crate) struct Measured {
     pub transport: Transport,
     pub latency_us: Histogram<u64>,
     pub sent_latency_us: Histogram<u64>,
+    /// From being handed to the driver to arrival.
+    pub service_us: Histogram<u64>,
     /// From the cut until all are back (plan `hold`); part of `latency_us`.
     pub storm_latency_us: Histogram<u64>,
     pub slip_us: Histogram<u64>,
@@ -34,6 +38,8 @@ pub(crate) struct Measured {
     pub slip_max_us: u64,
     pub not_queued: u64,
     pub withheld: u64,
+    /// What some plans measure besides.
+    pub figures: Figures,
     /// From the first message's time to the last arrival, at least the plan's duration.
     pub window_us: u64,
     /// While messages were sent.
@@ -42,6 +48,8 @@ pub(crate) struct Measured {
     pub generator_busy: f64,
     pub workers: usize,
     pub server: Option<MeasuredServer>,
+    /// What the target tells its clients, and so what was checked.
+    pub promises: Promises,
 }
 
 impl Measured {
@@ -55,7 +63,7 @@ impl Measured {
     ) -> Self {
         Self {
             plan: plan.clone(),
-            seed: args.seed,
+            seed: plan.seed,
             run,
             target: args.target.clone(),
             machine: Machine::read(),
@@ -64,16 +72,19 @@ impl Measured {
             transport: Transport::default(),
             latency_us: histogram(),
             sent_latency_us: histogram(),
+            service_us: histogram(),
             storm_latency_us: histogram(),
             slip_us: histogram(),
             slip_max_us: args.slip_max.as_micros() as u64,
             not_queued: 0,
             withheld: 0,
+            figures: Figures::new(),
             window_us: plan.duration.as_micros() as u64,
             generator_cpu_us: 0,
             generator_busy: 0.0,
             workers: 0,
             server,
+            promises: promises_to(plan),
         }
     }
 }
@@ -149,7 +160,7 @@ pub(crate) struct Settings {
 pub(crate) struct Report {
     pub verdict: Verdict,
     pub reasons: Vec<String>,
-    pub plan: &'static str,
+    pub plan: String,
     pub seed: u64,
     pub run: String,
     pub target: String,
@@ -186,6 +197,13 @@ pub(crate) struct Report {
     pub server: Option<Server>,
     pub generator: Generator,
     pub machine: Machine,
+    /// Kinds of counts that mean nothing, because the target does not promise them.
+    pub not_promised: Vec<&'static str>,
+    /// The plan with all its fields.
+    pub workload: Plan,
+    pub service_us: Option<Percentiles>,
+    #[serde(flatten)]
+    pub figures: FiguresReport,
 }
 
 impl Report {
@@ -217,7 +235,7 @@ impl Report {
         Self {
             verdict,
             reasons,
-            plan: plan.name,
+            plan: plan.name.clone(),
             seed: measured.seed,
             run: format!("{:016x}", measured.run),
             target: measured.target.clone(),
@@ -266,6 +284,16 @@ impl Report {
                 busy: round(measured.generator_busy, 1_000.0),
             },
             machine: measured.machine.clone(),
+            not_promised: not_promised(measured.promises),
+            workload: plan.clone(),
+            service_us: (!measured.service_us.is_empty())
+                .then(|| Percentiles::of(&measured.service_us)),
+            figures: FiguresReport::new(
+                &measured.figures,
+                plan,
+                counts,
+                &measured.storm_latency_us,
+            ),
         }
     }
 
@@ -305,7 +333,16 @@ impl Report {
             ("misrouted", self.misrouted),
             ("corrupt", self.corrupt),
         ] {
+            if name == "accepted" && self.not_promised.contains(&"accepted") {
+                writeln!(out, "{name:<18}{:>14}", "not promised")?;
+                continue;
+            }
             writeln!(out, "{name:<18}{:>14}", grouped(count))?;
+        }
+        for (name, count) in self.figures.counts() {
+            if count > 0 {
+                writeln!(out, "{name:<18}{:>14}", grouped(count))?;
+            }
         }
         // What is usually 0 and means something only when it is not.
         for (name, count) in [
@@ -347,11 +384,21 @@ impl Report {
             "\n{:<18}{:>10}{:>10}{:>10}{:>10}{:>10}",
             "microseconds", "p50", "p90", "p99", "p99.9", "max"
         )?;
-        for (name, values) in [
+        let common = [
             ("to delivery", &self.latency_us),
             ("to SENT", &self.sent_latency_us),
             ("schedule slip", &self.slip_us),
-        ] {
+        ];
+        let service = self
+            .service_us
+            .as_ref()
+            .map(|values| ("service time", values));
+        let more = service.into_iter().chain(self.figures.times());
+        for (name, values) in common.into_iter().chain(more) {
+            // Nothing was measured: zeros would look like figures.
+            if values.samples == 0 {
+                continue;
+            }
             writeln!(
                 out,
                 "{name:<18}{:>10}{:>10}{:>10}{:>10}{:>10}",
@@ -380,6 +427,14 @@ impl Report {
             self.generator.workers,
             self.generator.busy * 100.0
         )?;
+        if !self.not_promised.is_empty() {
+            let names = self.not_promised.join(", ");
+            writeln!(
+                out,
+                "not promised by this protocol, and not checked: {names}"
+            )?;
+        }
+        self.figures.write_notes(out)?;
         writeln!(out, "\n{}", self.verdict)?;
         for reason in &self.reasons {
             writeln!(out, "  {reason}")?;
@@ -393,6 +448,18 @@ pub(crate) fn named(counts: &BTreeMap<u16, u64>, name: fn(u16) -> String) -> BTr
         .iter()
         .map(|(code, count)| (name(*code), *count))
         .collect()
+}
+
+fn not_promised(promises: Promises) -> Vec<&'static str> {
+    [
+        ("accepted", promises.answers),
+        ("receipts_missing", promises.receipts),
+        ("misnumbered", promises.places),
+        ("stored", promises.stores),
+    ]
+    .into_iter()
+    .filter_map(|(name, is_promised)| (!is_promised).then_some(name))
+    .collect()
 }
 
 fn error_name(code: u16) -> String {
@@ -433,6 +500,7 @@ pub(crate) mod tests {
         slip_us.record(50).expect("within bounds");
         Measured {
             connections: u64::from(plan.connections),
+            promises: promises_to(&plan),
             plan,
             seed: 1,
             run: 2,
@@ -447,11 +515,13 @@ pub(crate) mod tests {
             transport: Transport::default(),
             latency_us: histogram(),
             sent_latency_us: histogram(),
+            service_us: histogram(),
             storm_latency_us: histogram(),
             slip_us,
             slip_max_us: 10_000,
             not_queued: 0,
             withheld: 0,
+            figures: Figures::new(),
             window_us: 50_000,
             generator_cpu_us: 300,
             generator_busy: 0.1,

@@ -3,7 +3,8 @@
 use crate::{
     cli::Args,
     control::{Control, Gauges},
-    plan::Plan,
+    fleet::Credentials,
+    plan::{Plan, Protocol},
     process::{self, Usage},
     random::mix,
     report::{Measured, MeasuredServer, grouped},
@@ -45,14 +46,17 @@ pub(crate) const TOKEN_RESERVE: Duration = Duration::from_secs(3_600);
 pub(crate) const POLL: Duration = Duration::from_millis(10);
 
 const _: () = assert!(
-    crate::cli::CONNECTIONS_MAX as u64 <= 1 << USER_NUMBER_BITS,
+    crate::plan::CONNECTIONS_MAX as u64 <= 1 << USER_NUMBER_BITS,
     "every user of a run has its own number"
 );
 
 /// Carries the plan out. An error means that there is no result at all.
 pub(crate) fn run(args: &Args, plan: &Plan) -> anyhow::Result<Measured> {
     let target = Target::find(args)?;
-    let key = target::load_key(args)?;
+    let key = match plan.protocol {
+        Protocol::Portico => Some(target::load_key(args)?),
+        _ => None,
+    };
     let files = process::raise_open_file_limit().context("cannot raise the open file limit")?;
     if u64::from(plan.connections) + FILES_RESERVE > files {
         bail!(
@@ -70,26 +74,27 @@ pub(crate) fn run(args: &Args, plan: &Plan) -> anyhow::Result<Measured> {
     let control = Control::new();
     let gauges: Vec<Gauges> = (0..args.workers()).map(|_| Gauges::default()).collect();
     let first_user = first_user(run);
-    let slices = slices(plan.connections, args.workers() as u32);
+    let slices = slices_of(plan.connections, args.workers() as u32, plan.unit());
     let assignments: Vec<Assignment<'_>> = slices
         .iter()
         .enumerate()
         .map(|(worker, (before, users))| Assignment {
             plan,
             run,
-            seed: args.seed,
             clock,
             target: target.address,
             sources: sources.clone(),
-            key: &key,
-            device: DeviceId(args.device),
+            login: key.as_ref().map(|key| Credentials {
+                key,
+                device: DeviceId(args.device),
+                token_ttl: plan.duration + plan.drain + TOKEN_RESERVE,
+            }),
             first_user: first_user + u64::from(*before),
             users: *users,
             users_before: *before,
             cpu: args.cpus.as_ref().map(|cpus| cpus.0[worker]),
             connects_per_s: CONNECTS_PER_S,
             heartbeat_s: 0,
-            token_ttl: plan.duration + plan.drain + TOKEN_RESERVE,
         })
         .collect();
 
@@ -159,7 +164,14 @@ fn lead(
         }
         if begun.elapsed() > patience {
             if up == 0 {
-                bail!("something listens on the target, but it lets no user of Portico log in");
+                match plan.protocol {
+                    Protocol::Portico => bail!(
+                        "something listens on the target, but it lets no user of Portico log in"
+                    ),
+                    other => {
+                        bail!("something listens on the target, but it does not speak {other}")
+                    }
+                }
             }
             break up;
         }
@@ -197,6 +209,7 @@ pub(crate) fn add_up(mut measured: Measured, start_us: u64, outcomes: Vec<Outcom
                 &mut measured.sent_latency_us,
                 &outcome.findings.sent_latency_us,
             ),
+            (&mut measured.service_us, &outcome.findings.service_us),
             (
                 &mut measured.storm_latency_us,
                 &outcome.findings.storm_latency_us,
@@ -206,6 +219,7 @@ pub(crate) fn add_up(mut measured: Measured, start_us: u64, outcomes: Vec<Outcom
         for (sum, part) in sums {
             sum.add(part).expect("histograms of the same bounds");
         }
+        measured.figures.add(&outcome.figures);
         measured.not_queued += outcome.not_queued;
         measured.withheld += outcome.withheld;
         let window_us = outcome.last_arrival_us.saturating_sub(start_us);
@@ -240,12 +254,17 @@ fn sources(target: SocketAddr, connections: u32) -> anyhow::Result<Vec<IpAddr>> 
 
 /// Contiguous slices of the users, as even as pairs allow: (users before, users).
 pub(crate) fn slices(connections: u32, workers: u32) -> Vec<(u32, u32)> {
+    slices_of(connections, workers, 2)
+}
+
+/// The same, with so many users in a row that stay together.
+pub(crate) fn slices_of(connections: u32, workers: u32, unit: u32) -> Vec<(u32, u32)> {
     let end = |worker: u32| {
         if worker == workers {
             return connections;
         }
-        // Even, so that pairs stay together.
-        (u64::from(connections) * u64::from(worker) / u64::from(workers)) as u32 & !1
+        let even = u64::from(connections) * u64::from(worker) / u64::from(workers);
+        even as u32 / unit * unit
     };
     (0..workers)
         .map(|worker| (end(worker), end(worker + 1) - end(worker)))
@@ -336,8 +355,14 @@ mod tests {
     }
 
     #[test]
+    fn slices_keep_groups_together() {
+        assert_eq!(slices_of(21, 2, 7), [(0, 7), (7, 14)]);
+        assert_eq!(slices_of(14, 2, 7), [(0, 7), (7, 7)]);
+    }
+
+    #[test]
     fn runs_do_not_share_users() {
-        let users = u64::from(crate::cli::CONNECTIONS_MAX);
+        let users = u64::from(crate::plan::CONNECTIONS_MAX);
         assert!(first_user(2) - first_user(1) >= users);
         assert_eq!(first_user(0), USER_RUN_BIT);
         assert!(first_user(u64::MAX) + users <= 1 << 53);

@@ -4,6 +4,8 @@
 //! generator that waits for answers sends less while the server is slow, and so leaves out just
 //! the samples that matter; this one does not know that there are answers.
 //!
+//! With bursts several messages in a row are due at the time of the first of them.
+//!
 //! # Invariants
 //! - Due times depend on the plan alone, never on when somebody asked.
 //! - Rounding does not add up: due times are computed from `n`, not from the one before.
@@ -14,7 +16,12 @@ pub(crate) struct Schedule {
     start_us: u64,
     rate_per_s: f64,
     total: u64,
+    burst: u32,
+    /// Of the present burst, the next one included.
+    left: u32,
     next: u64,
+    /// Of the next one.
+    due_us: u64,
 }
 
 impl Schedule {
@@ -30,8 +37,18 @@ impl Schedule {
             start_us,
             rate_per_s,
             total,
+            burst: 1,
+            left: 1,
             next: 0,
+            due_us: start_us,
         }
+    }
+
+    /// So many messages at a time, at the same mean rate.
+    pub(crate) fn in_bursts(mut self, burst: u32) -> Self {
+        self.burst = burst.max(1);
+        self.left = self.burst;
+        self
     }
 
     /// Takes the next message if it is due: its number and when it was.
@@ -42,13 +59,17 @@ impl Schedule {
         }
         let number = self.next;
         self.next += 1;
+        self.left -= 1;
+        if self.left == 0 {
+            self.left = self.burst;
+            self.due_us = self.start_us + (self.next as f64 * 1e6 / self.rate_per_s) as u64;
+        }
         Some((number, due_us))
     }
 
     /// When the next one is due; `None` after the last.
     pub(crate) fn next_us(&self) -> Option<u64> {
-        (self.next < self.total)
-            .then(|| self.start_us + (self.next as f64 * 1e6 / self.rate_per_s) as u64)
+        (self.next < self.total).then_some(self.due_us)
     }
 }
 
@@ -87,5 +108,15 @@ mod tests {
         let due = all_due(&mut schedule, u64::MAX);
         assert_eq!(due.len(), 10_800);
         assert_eq!(due[10_797], 3_599_000_000);
+    }
+
+    #[test]
+    fn a_burst_is_due_at_once_and_the_rate_counts_messages() {
+        let mut schedule = Schedule::new(1_000, 100.0, 1_000_000).in_bursts(4);
+        assert_eq!(all_due(&mut schedule, 1_000), [1_000; 4]);
+        assert_eq!(schedule.next_us(), Some(41_000));
+        let rest = all_due(&mut schedule, u64::MAX);
+        assert_eq!(rest.len(), 96);
+        assert_eq!(rest[..5], [41_000, 41_000, 41_000, 41_000, 81_000]);
     }
 }

@@ -97,7 +97,8 @@ pub(crate) fn judge(measured: &Measured) -> (Verdict, Vec<String>) {
             grouped(measured.slip_max_us)
         ));
     }
-    if measured.generator_busy > BUSY_MAX {
+    // One that never sleeps is always busy; its slip says whether it kept up.
+    if measured.generator_busy > BUSY_MAX && !plan.spins() {
         reasons.push(format!(
             "the generator was saturated: {:.0} % of a processor, allowed {:.0} %",
             measured.generator_busy * 100.0,
@@ -125,6 +126,8 @@ pub(crate) fn judge(measured: &Measured) -> (Verdict, Vec<String>) {
         | note(counts.unanswered, "never answered")
         | note(counts.refused_total(), "refused for good")
         | note(counts.receipts_missing, "delivered marks missing")
+        | note(counts.reads_missing, "read marks missing")
+        | note(measured.figures.not_back, "connections did not come back")
         | note(
             measured.not_queued,
             "not even queued: their senders had too many unanswered ones",
@@ -157,7 +160,7 @@ mod tests {
 
     #[test]
     fn each_broken_promise_fails_the_run() {
-        let faults: [fn(&mut Measured); 11] = [
+        let faults: [fn(&mut Measured); 13] = [
             |m| m.counts.lost = 1,
             |m| m.counts.duplicated = 1,
             |m| m.counts.reordered = 1,
@@ -167,6 +170,8 @@ mod tests {
             |m| m.counts.refused_delivered = 1,
             |m| m.counts.unanswered = 1,
             |m| m.counts.receipts_missing = 1,
+            |m| m.counts.reads_missing = 1,
+            |m| m.figures.not_back = 1,
             |m| m.counts.refused = BTreeMap::from([(8, 1)]),
             |m| m.not_queued = 1,
         ];
@@ -202,6 +207,20 @@ mod tests {
         for (number, fault) in faults.into_iter().enumerate() {
             assert_eq!(verdict(fault), (Verdict::Invalid, 1), "fault {number}");
         }
+    }
+
+    #[test]
+    fn one_that_spins_is_busy_but_may_not_be_late() {
+        let spinning = |m: &mut Measured| {
+            m.plan.spin = true;
+            m.generator_busy = 1.0;
+        };
+        assert_eq!(verdict(spinning), (Verdict::Pass, 0));
+        let late = verdict(|m| {
+            spinning(m);
+            m.slip_us.record(20_000).expect("within bounds");
+        });
+        assert_eq!(late, (Verdict::Invalid, 1));
     }
 
     #[test]

@@ -2,27 +2,47 @@
 //!
 //! The verifier is always on: a rate means nothing while it is unknown whether the messages of it
 //! arrived, once, in order, at the right user. It belongs to one worker, which sees both ends of
-//! each of its flows.
+//! each of its flows. How it keeps account depends on what the system promises:
+//!
+//! - [`answered`]: messages between two users whose sender is told their fate. Each is kept until it
+//!   is both accepted and delivered, so that every fault is pinned to its message.
+//! - [`counted`]: messages between two users without answers. A message counts as accepted when it
+//!   was queued; counters alone show what is missing, twice or late.
+//! - [`groups`]: one message to many, counted alike for each member.
 //!
 //! # Memory
-//! A flow takes 48 bytes. A message takes an entry of a hash map from the moment it is queued until
-//! it has been both accepted and delivered; [`UNSETTLED_MAX`] bounds those, and past it nothing
-//! more is sent. The map takes 35 MB then (52 MB while it grows), so that a worker with a thousand
-//! connections stays below 60 MB however long it runs, and far below while the gateway keeps up.
+//! Bounded whatever the gateway does, and printed with the result (`verifier_bytes`). A flow with
+//! answers takes 56 bytes, and 16 more where read marks are checked; a message on its way takes an
+//! entry of 40 bytes in a hash map, of which there are at most [`UNSETTLED_MAX`]; past that nothing
+//! more is sent. The map takes 42 MB then (63 MB while it grows). A flow without answers takes 24
+//! bytes and a member of a group 8, however many messages are on their way. Where a plan does
+//! something to connections each user takes 8 bytes more. The histograms take 200 kB each.
 //!
 //! # Invariants
 //! - Each arrival is counted under exactly one of delivered, duplicated, misrouted, corrupt,
 //!   foreign.
 //! - `sent = accepted + refused + unanswered`, and `accepted = delivered of these + lost`.
+//! - Each delivery is in exactly one of the histograms of latency and of affected latency.
 
-use crate::{payload::Payload, plan::Flows};
-use hdrhistogram::Histogram;
-use portico_wire::{
-    ErrorCode,
-    ids::{ConvSeq, MsgId, UserId},
+mod answered;
+mod counted;
+mod counts;
+mod groups;
+mod window;
+
+pub(crate) use counts::Counts;
+
+use crate::{
+    fleet::{MessageName, Promises},
+    payload::{LATE_US_MAX, Payload},
+    plan::Flows,
 };
-use rustc_hash::FxHashMap;
-use std::{collections::BTreeMap, collections::hash_map::Entry, ops::Range};
+use answered::Answered;
+use counted::Counted;
+use groups::GroupCounts;
+use hdrhistogram::Histogram;
+use portico_wire::ids::{ConvSeq, UserId};
+use std::ops::Range;
 
 /// Messages of one worker that may be on their way: what a hash map of 2^20 slots holds.
 pub(crate) const UNSETTLED_MAX: usize = 900_000;
@@ -36,190 +56,100 @@ pub(crate) fn histogram() -> Histogram<u64> {
     Histogram::new_with_bounds(1, LATENCY_MAX_US, 3).expect("the bounds are valid")
 }
 
-/// What was found so far. Those of several workers are added up.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub(crate) struct Counts {
-    /// Queued for the gateway.
-    pub sent: u64,
-    /// Answered by SENT.
-    pub accepted: u64,
-    /// Of `accepted`: known from an attempt before (SENT with the duplicate mark).
-    pub accepted_before: u64,
-    /// Arrived at the right user for the first time, intact.
-    pub delivered: u64,
-    /// Accepted and never delivered. Only known at the end.
-    pub lost: u64,
-    /// Neither accepted nor refused. Only known at the end.
-    pub unanswered: u64,
-    /// Delivered again although the client remembers what it had.
-    pub duplicated: u64,
-    /// Sent by the gateway again and dropped by the client, as the protocol provides for.
-    pub repeated: u64,
-    /// Arrived or numbered behind a later message of the same flow.
-    pub reordered: u64,
-    /// The same, but after the gateway had refused the first attempt for the time being: allowed.
-    pub overtaken: u64,
-    /// Arrived at somebody else, or under another author's name.
-    pub misrouted: u64,
-    /// Arrived damaged, or was never sent.
-    pub corrupt: u64,
-    /// Its sender and its recipient were told different places in the conversation.
-    pub misnumbered: u64,
-    /// Delivered although it had been refused for good.
-    pub refused_delivered: u64,
-    /// Of another run of this tool.
-    pub foreign: u64,
-    /// Flows whose delivered mark stayed behind their last accepted message. Only known at the end.
-    pub receipts_missing: u64,
-    /// Refused for good, and for the time being, by code.
-    pub refused: BTreeMap<u16, u64>,
-    pub deferred: BTreeMap<u16, u64>,
+/// A message that arrived for the first time, at the right user.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Arrived {
+    pub flow: u32,
+    pub counter: u32,
+    pub is_answer: bool,
 }
 
-impl Counts {
-    pub(crate) fn refused_total(&self) -> u64 {
-        self.refused.values().sum()
-    }
-
-    pub(crate) fn add(&mut self, other: &Self) {
-        // Taken apart, so that a new field cannot be forgotten here.
-        let Self {
-            sent,
-            accepted,
-            accepted_before,
-            delivered,
-            lost,
-            unanswered,
-            duplicated,
-            repeated,
-            reordered,
-            overtaken,
-            misrouted,
-            corrupt,
-            misnumbered,
-            refused_delivered,
-            foreign,
-            receipts_missing,
-            refused,
-            deferred,
-        } = other;
-        self.sent += sent;
-        self.accepted += accepted;
-        self.accepted_before += accepted_before;
-        self.delivered += delivered;
-        self.lost += lost;
-        self.unanswered += unanswered;
-        self.duplicated += duplicated;
-        self.repeated += repeated;
-        self.reordered += reordered;
-        self.overtaken += overtaken;
-        self.misrouted += misrouted;
-        self.corrupt += corrupt;
-        self.misnumbered += misnumbered;
-        self.refused_delivered += refused_delivered;
-        self.foreign += foreign;
-        self.receipts_missing += receipts_missing;
-        for (code, count) in refused {
-            *self.refused.entry(*code).or_default() += count;
-        }
-        for (code, count) in deferred {
-            *self.deferred.entry(*code).or_default() += count;
-        }
-    }
+/// What the account says about an arrival.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Judgement {
+    First,
+    Again,
+    /// Never sent by anybody.
+    Invented,
 }
 
-/// One direction between two users.
-#[derive(Clone, Copy, Debug, Default)]
-struct Flow {
-    /// Of the next message.
-    next_counter: u32,
-    /// One more than the greatest counter that arrived, and the place of that message.
-    arrived_end: u32,
-    arrived_at: ConvSeq,
-    /// The same for the greatest counter answered by SENT.
-    accepted_end: u32,
-    accepted_at: ConvSeq,
-    /// The greatest place that SENT gave to a message.
-    accepted_last: ConvSeq,
-    /// The recipient's devices have acknowledged up to here.
-    delivered_to: ConvSeq,
-}
-
-/// A message on its way.
-#[derive(Clone, Copy, Debug)]
-struct Message {
-    intended_us: u64,
-    /// As told by whichever of SENT and DELIVER came first.
-    conv_seq: ConvSeq,
-    accepted: bool,
-    arrived: bool,
-    refused: bool,
-    /// Refused for the time being at least once: later ones may overtake it.
-    deferred: bool,
-    /// Counted as reordered already.
-    reordered: bool,
-}
-
-/// Names a message: flow and counter.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-struct Key(u64);
-
-impl Key {
-    const fn new(flow: u32, counter: u32) -> Self {
-        Self((flow as u64) << 32 | counter as u64)
-    }
-
-    const fn flow(self) -> usize {
-        (self.0 >> 32) as usize
-    }
-
-    const fn counter(self) -> u32 {
-        self.0 as u32
-    }
-}
-
-/// The message id is free to choose as long as the device never uses it twice, so it says which
-/// message it is: no table from ids to messages is needed.
-pub(crate) fn msg_id(unix_ms: u64, flow: u32, counter: u32) -> MsgId {
-    MsgId::new_v7(unix_ms, u128::from(Key::new(flow, counter).0))
-}
-
-fn key_of(msg_id: MsgId) -> Key {
-    Key(msg_id.lo() & 0x3fff_ffff_ffff_ffff)
+#[derive(Debug)]
+enum Ledger {
+    Answered(Answered),
+    Counted(Counted),
+    Groups(GroupCounts),
 }
 
 #[derive(Debug)]
 pub(crate) struct Verifier {
     run: u64,
     flows: Flows,
-    states: Vec<Flow>,
-    unsettled: FxHashMap<Key, Message>,
-    /// How many of `unsettled` were refused for good: they stay, in case they arrive all the same.
-    refused_kept: usize,
+    promises: Promises,
+    ledger: Ledger,
     counts: Counts,
-    /// From the intended time to arrival, and to SENT.
+    /// Times mean something: not where the next message waits for the one before.
+    timed: bool,
+    times: Times,
+    /// Since when nothing is done to a user any more; messages due before are affected.
+    /// `u64::MAX`: something is. Empty while nobody is touched.
+    calm_since_us: Vec<u64>,
+    /// Messages that were due in this time, and not affected, are in a histogram of their own as
+    /// well.
+    storm_us: Range<u64>,
+}
+
+/// Histograms of a worker's messages.
+#[derive(Debug)]
+struct Times {
+    /// From the intended time to arrival, and to the answer.
     latency_us: Histogram<u64>,
     sent_latency_us: Histogram<u64>,
-    /// Messages that were due in this time are in a histogram of their own as well.
-    storm_us: Range<u64>,
+    /// From being handed to the driver to arrival.
+    service_us: Histogram<u64>,
     storm_latency_us: Histogram<u64>,
+    /// Of messages whose sender or recipient was away or did not read when they were due or since.
+    affected_latency_us: Histogram<u64>,
 }
 
 impl Verifier {
-    pub(crate) fn new(run: u64, flows: Flows) -> Self {
+    pub(crate) fn new(run: u64, flows: Flows, promises: Promises) -> Self {
         assert!(flows.len() <= FLOWS_MAX, "a flow's number has 30 bits");
+        let ledger = match (flows.groups(), promises.answers) {
+            (Some(groups), _) => Ledger::Groups(GroupCounts::new(groups, flows.users())),
+            (None, true) => Ledger::Answered(Answered::new(flows.len(), promises.receipts)),
+            (None, false) => Ledger::Counted(Counted::new(flows.len())),
+        };
         Self {
             run,
-            states: vec![Flow::default(); flows.len()],
             flows,
-            unsettled: FxHashMap::default(),
-            refused_kept: 0,
+            promises,
+            ledger,
             counts: Counts::default(),
-            latency_us: histogram(),
-            sent_latency_us: histogram(),
+            timed: true,
+            times: Times {
+                latency_us: histogram(),
+                sent_latency_us: histogram(),
+                service_us: histogram(),
+                storm_latency_us: histogram(),
+                affected_latency_us: histogram(),
+            },
+            calm_since_us: Vec::new(),
             storm_us: u64::MAX..u64::MAX,
-            storm_latency_us: histogram(),
         }
+    }
+
+    /// Records no times from now on.
+    pub(crate) fn without_times(mut self) -> Self {
+        self.timed = false;
+        self
+    }
+
+    /// Also checks that read marks arrive.
+    pub(crate) fn with_reads(mut self) -> Self {
+        if let Ledger::Answered(answered) = &mut self.ledger {
+            answered.check_reads();
+        }
+        self
     }
 
     /// Sets the time of the run that is judged apart. Its end may be set while it lasts.
@@ -227,156 +157,221 @@ impl Verifier {
         self.storm_us = storm_us;
     }
 
+    /// The plan does something to this user from now on.
+    pub(crate) fn touch(&mut self, user: u32) {
+        let users = self.flows.users() as usize;
+        if self.calm_since_us.is_empty() {
+            self.calm_since_us.resize(users, 0);
+        }
+        if let Some(since) = self.calm_since_us.get_mut(user as usize) {
+            *since = u64::MAX;
+        }
+    }
+
+    /// It is over: messages due from now on are like all others.
+    pub(crate) fn calm(&mut self, user: u32, now_us: u64) {
+        if let Some(since) = self.calm_since_us.get_mut(user as usize) {
+            *since = now_us;
+        }
+    }
+
+    fn is_affected(&self, user: u32, intended_us: u64) -> bool {
+        let since = self.calm_since_us.get(user as usize);
+        since.is_some_and(|since| intended_us < *since)
+    }
+
     // --- the sender's side
 
-    /// The next message of a flow, or `None` while as many as may be are on their way. It counts
-    /// once [`Self::sent`] is told that it was queued.
-    pub(crate) fn next_message(&self, flow: u32, intended_us: u64) -> Option<Payload> {
-        (self.unsettled.len() < UNSETTLED_MAX).then(|| Payload {
+    /// The next message of a flow, handed to the driver at `now_us`, or `None` while as many as may
+    /// be are on their way. It counts once [`Self::sent`] is told that it was queued.
+    pub(crate) fn next_message(&self, flow: u32, intended_us: u64, now_us: u64) -> Option<Payload> {
+        let (counter, recipient) = match &self.ledger {
+            Ledger::Answered(answered) => {
+                (answered.next_counter(flow)?, self.flows.recipient(flow))
+            }
+            Ledger::Counted(counted) => (counted.next_counter(flow)?, self.flows.recipient(flow)),
+            // The body is the same for all members, so it names the group's sender.
+            Ledger::Groups(groups) => (groups.next_counter(flow)?, self.flows.sender(flow)),
+        };
+        let late_us = now_us.saturating_sub(intended_us);
+        Some(Payload {
             run: self.run,
             flow,
             sender: self.flows.user(self.flows.sender(flow)),
-            recipient: self.flows.user(self.flows.recipient(flow)),
-            counter: self.states[flow as usize].next_counter,
+            recipient: self.flows.user(recipient),
+            counter,
             intended_us,
+            late_us: u32::try_from(late_us).map_or(LATE_US_MAX, |late_us| late_us),
+            is_answer: false,
         })
     }
 
     pub(crate) fn sent(&mut self, payload: &Payload) {
-        let flow = &mut self.states[payload.flow as usize];
-        flow.next_counter = payload.counter + 1;
-        let message = Message {
-            intended_us: payload.intended_us,
-            conv_seq: ConvSeq(0),
-            accepted: false,
-            arrived: false,
-            refused: false,
-            deferred: false,
-            reordered: false,
+        let copies = match &mut self.ledger {
+            Ledger::Answered(answered) => answered.sent(payload),
+            Ledger::Counted(counted) => counted.sent(payload),
+            Ledger::Groups(groups) => groups.sent(payload),
         };
-        self.unsettled
-            .insert(Key::new(payload.flow, payload.counter), message);
-        self.counts.sent += 1;
-    }
-
-    pub(crate) fn accepted(&mut self, id: MsgId, conv_seq: ConvSeq, duplicate: bool, now_us: u64) {
-        let key = key_of(id);
-        let Entry::Occupied(mut entry) = self.unsettled.entry(key) else {
-            return;
-        };
-        let message = entry.get_mut();
-        if message.accepted || message.refused {
-            return;
+        self.counts.sent += copies;
+        self.counts.answers += u64::from(payload.is_answer);
+        if !self.promises.answers {
+            self.counts.accepted += copies;
         }
-        message.accepted = true;
-        self.counts.accepted += 1;
-        self.counts.accepted_before += u64::from(duplicate);
-        record(&mut self.sent_latency_us, message.intended_us, now_us);
-
-        let flow = &mut self.states[key.flow()];
-        flow.accepted_last = flow.accepted_last.max(conv_seq);
-        // Places must ascend with counters, in whichever order the answers come.
-        let in_order = if key.counter() >= flow.accepted_end {
-            let ascends = conv_seq > flow.accepted_at;
-            flow.accepted_end = key.counter() + 1;
-            flow.accepted_at = conv_seq;
-            ascends
-        } else {
-            conv_seq < flow.accepted_at
-        };
-        if !in_order {
-            note_disorder(&mut self.counts, message);
-        }
-        if message.arrived {
-            self.counts.misnumbered += u64::from(message.conv_seq != conv_seq);
-            entry.remove();
-        } else {
-            message.conv_seq = conv_seq;
+        if !self.calm_since_us.is_empty()
+            && self.flows.groups().is_none()
+            && let Some(recipient) = self.flows.index_of(payload.recipient)
+        {
+            self.counts.to_absent +=
+                u64::from(self.calm_since_us.get(recipient as usize) == Some(&u64::MAX));
         }
     }
 
-    pub(crate) fn refused(&mut self, id: MsgId, code: ErrorCode, will_retry: bool) {
-        let Some(message) = self.unsettled.get_mut(&key_of(id)) else {
+    /// The system has taken a message, to all its recipients.
+    pub(crate) fn accepted(
+        &mut self,
+        name: MessageName,
+        place: Option<ConvSeq>,
+        duplicate: bool,
+        now_us: u64,
+    ) {
+        let intended_us = match &mut self.ledger {
+            Ledger::Answered(answered) => {
+                answered.accepted(name, place, duplicate, &mut self.counts)
+            }
+            Ledger::Groups(groups) if self.promises.answers => {
+                let copies = u64::from(groups.members());
+                groups.accepted(name, copies, duplicate, &mut self.counts)
+            }
+            Ledger::Groups(_) | Ledger::Counted(_) => None,
+        };
+        self.record_answer(name.flow, intended_us, now_us);
+    }
+
+    /// The system has taken one member's copy of a message to a group.
+    pub(crate) fn accepted_copy(&mut self, name: MessageName, duplicate: bool, now_us: u64) {
+        if let Ledger::Groups(groups) = &mut self.ledger {
+            let intended_us = groups.accepted(name, 1, duplicate, &mut self.counts);
+            self.record_answer(name.flow, intended_us, now_us);
+        }
+    }
+
+    /// Not for a sender to whom something was done: it could not hear the answer.
+    fn record_answer(&mut self, flow: u32, intended_us: Option<u64>, now_us: u64) {
+        let Some(intended_us) = intended_us.filter(|_| self.timed) else {
             return;
         };
-        if will_retry {
-            message.deferred = true;
-            *self.counts.deferred.entry(code.0).or_default() += 1;
-        } else if !message.accepted && !message.refused {
-            message.refused = true;
-            self.refused_kept += 1;
-            *self.counts.refused.entry(code.0).or_default() += 1;
-            self.counts.refused_delivered += u64::from(message.arrived);
+        let touched = !self.calm_since_us.is_empty();
+        if !touched || !self.is_affected(self.flows.sender(flow), intended_us) {
+            record(&mut self.times.sent_latency_us, intended_us, now_us);
+        }
+    }
+
+    pub(crate) fn refused(&mut self, name: MessageName, code: u16, will_retry: bool) {
+        let counts = &mut self.counts;
+        match &mut self.ledger {
+            Ledger::Answered(answered) => answered.refused(name, code, will_retry, counts),
+            Ledger::Groups(_) | Ledger::Counted(_) if will_retry => {
+                *counts.deferred.entry(code).or_default() += 1;
+            }
+            Ledger::Groups(_) | Ledger::Counted(_) => {
+                *counts.refused.entry(code).or_default() += 1;
+            }
         }
     }
 
     /// A delivered mark reached `sender` (an index of the slice) from `peer`.
     pub(crate) fn receipt(&mut self, sender: u32, peer: UserId, up_to: ConvSeq) {
-        if let Some(flow) = self.flows.between(sender, peer) {
-            let flow = &mut self.states[flow as usize];
-            flow.delivered_to = flow.delivered_to.max(up_to);
+        if let (Ledger::Answered(answered), Some(flow)) =
+            (&mut self.ledger, self.flows.between(sender, peer))
+        {
+            answered.receipt(flow, up_to);
+        }
+    }
+
+    /// A read mark reached `sender` from `peer`.
+    pub(crate) fn read_receipt(&mut self, sender: u32, peer: UserId, up_to: ConvSeq) {
+        if let (Ledger::Answered(answered), Some(flow)) =
+            (&mut self.ledger, self.flows.between(sender, peer))
+        {
+            answered.read_receipt(flow, up_to);
         }
     }
 
     // --- the recipient's side
 
-    /// A message reached user `recipient` of the slice, said to be from `author`.
+    /// A message reached user `recipient` of the slice, said to be from `author`, at `place`, where
+    /// the system says so.
     pub(crate) fn arrived(
         &mut self,
         recipient: u32,
-        author: UserId,
-        conv_seq: ConvSeq,
+        author: Option<UserId>,
+        place: Option<ConvSeq>,
         body: &[u8],
         now_us: u64,
-    ) {
+    ) -> Option<Arrived> {
         let Ok(payload) = Payload::decode(body) else {
             self.counts.corrupt += 1;
-            return;
+            return None;
         };
         if payload.run != self.run {
             self.counts.foreign += 1;
-            return;
+            return None;
         }
-        if payload.recipient != self.flows.user(recipient) || payload.sender != author {
+        let is_reader = match self.flows.groups() {
+            // One of no group is judged by the account: nobody sent it.
+            Some(groups) if payload.flow < groups.count => {
+                groups.members_of(payload.flow).contains(&recipient)
+            }
+            Some(_) => true,
+            None => payload.recipient == self.flows.user(recipient),
+        };
+        if !is_reader || author.is_some_and(|author| author != payload.sender) {
             self.counts.misrouted += 1;
-            return;
+            return None;
         }
-        let known = self.states.get_mut(payload.flow as usize);
-        let Some(flow) = known.filter(|flow| payload.counter < flow.next_counter) else {
-            self.counts.corrupt += 1;
-            return;
+        let counts = &mut self.counts;
+        let judgement = match &mut self.ledger {
+            Ledger::Answered(answered) => answered.arrived(&payload, place, counts),
+            Ledger::Counted(counted) => counted.arrived(&payload, place, counts),
+            Ledger::Groups(groups) => groups.arrived(&payload, recipient, counts),
         };
-        let key = Key::new(payload.flow, payload.counter);
-        let Entry::Occupied(mut entry) = self.unsettled.entry(key) else {
-            self.counts.duplicated += 1;
-            return;
-        };
-        let message = entry.get_mut();
-        if message.arrived {
-            self.counts.duplicated += 1;
-            return;
+        match judgement {
+            Judgement::First => {}
+            Judgement::Again => {
+                counts.duplicated += 1;
+                return None;
+            }
+            Judgement::Invented => {
+                counts.corrupt += 1;
+                return None;
+            }
         }
-        message.arrived = true;
-        self.counts.delivered += 1;
-        self.counts.refused_delivered += u64::from(message.refused);
-        record(&mut self.latency_us, message.intended_us, now_us);
-        if self.storm_us.contains(&message.intended_us) {
-            record(&mut self.storm_latency_us, message.intended_us, now_us);
-        }
+        counts.delivered += 1;
+        self.record_arrival(&payload, recipient, now_us);
+        Some(Arrived {
+            flow: payload.flow,
+            counter: payload.counter,
+            is_answer: payload.is_answer,
+        })
+    }
 
-        let in_order = payload.counter >= flow.arrived_end && conv_seq > flow.arrived_at;
-        if payload.counter >= flow.arrived_end {
-            flow.arrived_end = payload.counter + 1;
-            flow.arrived_at = conv_seq;
+    fn record_arrival(&mut self, payload: &Payload, recipient: u32, now_us: u64) {
+        if !self.timed {
+            return;
         }
-        if !in_order {
-            note_disorder(&mut self.counts, message);
+        let intended_us = payload.intended_us;
+        if !self.calm_since_us.is_empty() {
+            let sender = self.flows.sender(payload.flow);
+            if self.is_affected(recipient, intended_us) || self.is_affected(sender, intended_us) {
+                record(&mut self.times.affected_latency_us, intended_us, now_us);
+                return;
+            }
         }
-        if message.accepted {
-            self.counts.misnumbered += u64::from(message.conv_seq != conv_seq);
-            entry.remove();
-        } else {
-            message.conv_seq = conv_seq;
+        let handed_us = intended_us + u64::from(payload.late_us);
+        record(&mut self.times.latency_us, intended_us, now_us);
+        record(&mut self.times.service_us, handed_us, now_us);
+        if self.storm_us.contains(&intended_us) {
+            record(&mut self.times.storm_latency_us, intended_us, now_us);
         }
     }
 
@@ -390,24 +385,39 @@ impl Verifier {
         self.counts.repeated += 1;
     }
 
-    // --- the end
-
-    /// Every message was answered, and every accepted one has arrived.
-    pub(crate) fn is_settled(&self) -> bool {
-        self.unsettled.len() == self.refused_kept
+    /// How far the reader of a flow can mark it as read; from now on the mark is awaited.
+    pub(crate) fn mark_read(&mut self, flow: u32) -> Option<ConvSeq> {
+        match &mut self.ledger {
+            Ledger::Answered(answered) => answered.mark_read(flow),
+            Ledger::Counted(_) | Ledger::Groups(_) => None,
+        }
     }
 
-    /// Flows whose delivered mark is behind, as (sender, recipient's user).
-    pub(crate) fn receipts_behind(&self) -> impl Iterator<Item = (u32, UserId)> {
-        self.states
-            .iter()
-            .enumerate()
-            .filter(|(_, flow)| flow.delivered_to < flow.accepted_last)
-            .map(|(number, _)| {
-                let number = number as u32;
-                let recipient = self.flows.user(self.flows.recipient(number));
-                (self.flows.sender(number), recipient)
-            })
+    // --- the end
+
+    /// Every message was answered, where that is promised, and every accepted one has arrived.
+    pub(crate) fn is_settled(&self) -> bool {
+        match &self.ledger {
+            Ledger::Answered(answered) => answered.is_settled(),
+            Ledger::Counted(_) => self.counts.delivered >= self.counts.sent,
+            Ledger::Groups(_) => {
+                let counts = &self.counts;
+                let refused = counts.refused_total();
+                counts.accepted + refused >= counts.sent
+                    && counts.delivered + refused >= counts.sent
+            }
+        }
+    }
+
+    /// Flows whose delivered or read mark is behind, as (sender, recipient's user).
+    pub(crate) fn receipts_behind(&self) -> Box<dyn Iterator<Item = (u32, UserId)> + '_> {
+        let Ledger::Answered(answered) = &self.ledger else {
+            return Box::new(std::iter::empty());
+        };
+        Box::new(answered.behind().map(|flow| {
+            let recipient = self.flows.user(self.flows.recipient(flow));
+            (self.flows.sender(flow), recipient)
+        }))
     }
 
     pub(crate) const fn counts(&self) -> &Counts {
@@ -418,22 +428,52 @@ impl Verifier {
         &self.flows
     }
 
+    /// What all of this takes now.
+    fn bytes(&self) -> u64 {
+        let ledger = match &self.ledger {
+            Ledger::Answered(answered) => answered.bytes(),
+            Ledger::Counted(counted) => counted.bytes(),
+            Ledger::Groups(groups) => groups.bytes(),
+        };
+        let times = &self.times;
+        let histograms = [
+            &times.latency_us,
+            &times.sent_latency_us,
+            &times.service_us,
+            &times.storm_latency_us,
+            &times.affected_latency_us,
+        ];
+        let histograms: usize = histograms
+            .iter()
+            .map(|histogram| histogram.distinct_values() * size_of::<u64>())
+            .sum();
+        let users = self.calm_since_us.capacity() * size_of::<u64>();
+        (size_of::<Self>() + self.flows.bytes() + ledger + histograms + users) as u64
+    }
+
     /// Judges what is still open, and gives everything away.
     pub(crate) fn finish(self) -> Findings {
-        let mut counts = self.counts.clone();
-        counts.receipts_missing = self.receipts_behind().count() as u64;
-        for message in self.unsettled.values() {
-            if message.accepted {
-                counts.lost += 1;
-            } else if !message.refused {
-                counts.unanswered += 1;
+        let bytes = self.bytes();
+        let mut counts = self.counts;
+        match &self.ledger {
+            Ledger::Answered(answered) => answered.judge_open(&mut counts),
+            Ledger::Counted(_) | Ledger::Groups(_) => {
+                let refused = counts.refused_total();
+                counts.unanswered = counts.sent.saturating_sub(counts.accepted + refused);
+                // Which copy was refused or not answered is not kept: as far as these go, what is
+                // missing is put down to them.
+                let missing = counts.sent.saturating_sub(counts.delivered);
+                counts.lost = missing.saturating_sub(refused + counts.unanswered);
             }
         }
         Findings {
             counts,
-            latency_us: self.latency_us,
-            sent_latency_us: self.sent_latency_us,
-            storm_latency_us: self.storm_latency_us,
+            bytes,
+            latency_us: self.times.latency_us,
+            sent_latency_us: self.times.sent_latency_us,
+            service_us: self.times.service_us,
+            storm_latency_us: self.times.storm_latency_us,
+            affected_latency_us: self.times.affected_latency_us,
         }
     }
 }
@@ -442,24 +482,17 @@ impl Verifier {
 #[derive(Debug)]
 pub(crate) struct Findings {
     pub counts: Counts,
+    /// Memory of the verifier at the end.
+    pub bytes: u64,
     pub latency_us: Histogram<u64>,
     pub sent_latency_us: Histogram<u64>,
+    pub service_us: Histogram<u64>,
     pub storm_latency_us: Histogram<u64>,
+    pub affected_latency_us: Histogram<u64>,
 }
 
-/// A message out of order counts once, whether its arrival or its number shows it.
-fn note_disorder(counts: &mut Counts, message: &mut Message) {
-    if !std::mem::replace(&mut message.reordered, true) {
-        if message.deferred {
-            counts.overtaken += 1;
-        } else {
-            counts.reordered += 1;
-        }
-    }
-}
-
-fn record(histogram: &mut Histogram<u64>, intended_us: u64, now_us: u64) {
-    histogram.saturating_record(now_us.saturating_sub(intended_us).max(1));
+fn record(histogram: &mut Histogram<u64>, from_us: u64, now_us: u64) {
+    histogram.saturating_record(now_us.saturating_sub(from_us).max(1));
 }
 
 #[cfg(test)]

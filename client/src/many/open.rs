@@ -30,6 +30,10 @@ impl Many {
                 break;
             };
             let slot = &mut self.slots[index as usize];
+            if slot.state != State::Queued {
+                // It was told to stay away meanwhile.
+                continue;
+            }
             if matches!(slot.session.phase(), Phase::Stopped(_)) {
                 // Closed by its owner while it waited.
                 slot.state = State::Stopped;

@@ -35,6 +35,8 @@ pub(super) struct Slot {
     pub(super) dirty: bool,
     /// The socket's buffer is full: the next edge says when it is not.
     pub(super) blocked: bool,
+    /// Its owner wants it not to read.
+    pub(super) paused: bool,
 }
 
 /// What an idle connection costs here, besides its resume token: a million of them is a third of a
@@ -63,6 +65,7 @@ impl Slot {
             state: State::Queued,
             dirty: false,
             blocked: false,
+            paused: false,
         }
     }
 

@@ -1,6 +1,7 @@
 //! The driver against scripted servers on loopback: a thread that accepts, reads and writes as the
 //! test says. Real sockets, because what is tested is how they behave.
 
+mod absent;
 mod returning;
 
 use super::*;

@@ -15,7 +15,7 @@ const READS_IN_A_ROW_MAX: usize = 8;
 /// Write buffers kept for sessions that are about to send.
 const SPARE_BUFFERS_MAX: usize = 256;
 /// A write buffer that has grown beyond this is given back instead of kept.
-const SPARE_BUFFER_BYTES_MAX: usize = 16_384;
+const SPARE_BUFFER_BYTES_MAX: usize = 65_536;
 
 impl Many {
     pub(super) fn socket_event(
@@ -44,6 +44,9 @@ impl Many {
             slot.blocked = false;
             self.mark_dirty(index);
         }
+        if self.slots[index as usize].paused {
+            return;
+        }
         let ended = epoll::EventFlags::RDHUP | epoll::EventFlags::HUP | epoll::EventFlags::ERR;
         if flags.intersects(epoll::EventFlags::IN | ended) {
             self.read(index, flags.intersects(ended), on_event);
@@ -53,6 +56,10 @@ impl Many {
     /// Reads until the socket is empty. A buffer that was not filled says so without another call,
     /// unless the peer has ended: then the end must be met now, no edge will come for it.
     pub(super) fn read(&mut self, index: u32, ended: bool, on_event: &mut OnEvent<'_>) {
+        if self.slots[index as usize].paused && !ended {
+            // Its turn comes when its owner lets it read.
+            return;
+        }
         let mut buffer = std::mem::take(&mut self.read_buffer);
         let mut reads = 0;
         while let Some(mut socket) = self.slots[index as usize].socket.as_ref() {
@@ -99,6 +106,9 @@ impl Many {
             State::Greeting | State::Up | State::Leaving => {
                 let window = slot.session.next_timeout_window();
                 if window.is_some_and(|(from_us, _)| from_us <= now_us) {
+                    if slot.paused {
+                        slot.session.not_reading();
+                    }
                     self.lend_buffer(index);
                     self.drive(index, on_event, |session, now, on_event| {
                         session.on_timeout(now, on_event);
@@ -210,6 +220,7 @@ impl Many {
         }
         slot.socket = None;
         slot.blocked = false;
+        slot.paused = false;
         *slot.session.output() = Vec::new();
     }
 

@@ -1,6 +1,7 @@
 //! What an owner decides about a session.
 
 use portico_wire::{
+    Flags,
     ids::{DeviceId, MsgId, UserId},
     limits::{RECEIVE_MAX_CEILING, RECEIVE_MAX_DEFAULT},
 };
@@ -46,6 +47,10 @@ pub struct Settings {
     pub keep_token: bool,
     /// Messages whose ids are remembered, so that a repeated delivery is recognised.
     pub dedupe_max: usize,
+    /// `true`: acknowledge when half of `receive_max` is used, and before the session closes, and
+    /// not for the sake of time. A gateway then keeps for longer what this client has long had, and
+    /// its senders hear late that it was delivered: meant for measurements only.
+    pub lazy_ack: bool,
 }
 
 /// Who logs in, and how: [`Login`] and [`Settings`] in one, for a session that shares nothing.
@@ -95,6 +100,7 @@ impl Default for Settings {
             auto_ack: true,
             keep_token: true,
             dedupe_max: Self::DEDUPE_MAX_DEFAULT,
+            lazy_ack: false,
         }
     }
 }
@@ -109,6 +115,7 @@ impl SessionConfig {
             auto_ack,
             keep_token,
             dedupe_max,
+            lazy_ack: _,
         } = Settings::default();
         Self {
             user,
@@ -140,6 +147,7 @@ impl SessionConfig {
             auto_ack: self.auto_ack,
             keep_token: self.keep_token,
             dedupe_max: self.dedupe_max,
+            lazy_ack: false,
         };
         (login, settings)
     }
@@ -169,7 +177,7 @@ impl fmt::Debug for SessionConfig {
 }
 
 /// How one message is sent. The default is an ordinary message with an id made by the session.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct SendOptions {
     /// An id made by the owner: version 7, dated by [`crate::Session::server_clock_us`].
     pub msg_id: Option<MsgId>,
@@ -184,4 +192,34 @@ pub struct SendOptions {
     pub silent: bool,
     /// Not delivered when older; 0 = the usual retention.
     pub ttl_s: u32,
+    /// `false`: the server is asked for no answer (`corr` 0). The message is written at once or not
+    /// at all, stays in no outbox and is never repeated; its sender learns nothing of its fate.
+    pub request: bool,
+}
+
+impl SendOptions {
+    pub(crate) fn flags(&self) -> Flags {
+        let mut flags = Flags::NONE;
+        if self.ephemeral {
+            flags = flags | Flags::EPHEMERAL;
+        }
+        if self.silent {
+            flags = flags | Flags::SILENT;
+        }
+        flags
+    }
+}
+
+impl Default for SendOptions {
+    fn default() -> Self {
+        Self {
+            msg_id: None,
+            retry: false,
+            kind: 0,
+            ephemeral: false,
+            silent: false,
+            ttl_s: 0,
+            request: true,
+        }
+    }
 }

@@ -156,4 +156,6 @@ pub enum SendError {
     BadRecipient,
     #[error("a message with this id is in the outbox already")]
     InOutbox,
+    #[error("not logged in, and a message without an answer cannot wait until then")]
+    Offline,
 }

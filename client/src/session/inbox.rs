@@ -49,6 +49,8 @@ pub(crate) struct Bounds {
     pub(crate) receive_max: u32,
     /// Ids that are remembered.
     pub(crate) dedupe_max: usize,
+    /// Acknowledge at half of `receive_max` and not before.
+    pub(crate) lazy: bool,
 }
 
 #[derive(Debug)]
@@ -159,7 +161,7 @@ impl Inbox {
             if let Some(key) = key {
                 self.remember(bounds, key);
             }
-            self.advance(now_us, seq);
+            self.advance(bounds, now_us, seq);
         } else {
             let key = if stored { None } else { key };
             let backlog = self.backlog.get_or_insert_default();
@@ -168,13 +170,18 @@ impl Inbox {
     }
 
     /// The device has everything up to `up_to`, skipped entries included.
-    pub(crate) fn synced(&mut self, now_us: u64, up_to: Seq) -> Result<(), ProtocolFault> {
+    pub(crate) fn synced(
+        &mut self,
+        bounds: Bounds,
+        now_us: u64,
+        up_to: Seq,
+    ) -> Result<(), ProtocolFault> {
         if up_to.0 >= SEQ_END {
             return Err(ProtocolFault::Sequence);
         }
         self.last = self.last.max(up_to);
         self.synced = self.synced.max(up_to);
-        self.pass_synced(now_us);
+        self.pass_synced(bounds, now_us);
         Ok(())
     }
 
@@ -189,15 +196,20 @@ impl Inbox {
             if let Some(backlog) = &mut self.backlog {
                 backlog.waiting.pop_front();
             }
-            self.advance(now_us, entry.seq);
+            self.advance(bounds, now_us, entry.seq);
         }
         self.shrink();
-        self.pass_synced(now_us);
+        self.pass_synced(bounds, now_us);
     }
 
     /// The acknowledgement to send, if it is time for one.
     pub(crate) fn take_ack(&mut self, bounds: Bounds, now_us: u64) -> Option<Seq> {
-        let frames_max = ACK_FRAMES_MAX.min(bounds.receive_max / 2).max(1);
+        let half = (bounds.receive_max / 2).max(1);
+        let frames_max = if bounds.lazy {
+            half
+        } else {
+            half.min(ACK_FRAMES_MAX)
+        };
         let due = self.ack_at_us().is_some_and(|at_us| at_us <= now_us);
         if self.cursor <= self.told || !(due || self.stored_since_ack >= frames_max) {
             return None;
@@ -210,10 +222,10 @@ impl Inbox {
         (self.cursor > self.told).then(|| self.told())
     }
 
-    fn pass_synced(&mut self, now_us: u64) {
+    fn pass_synced(&mut self, bounds: Bounds, now_us: u64) {
         let first = self.first_in_line();
         if first.is_none_or(|first| first.seq > self.synced) {
-            self.advance(now_us, self.synced);
+            self.advance(bounds, now_us, self.synced);
         }
     }
 
@@ -228,10 +240,13 @@ impl Inbox {
         self.cursor
     }
 
-    fn advance(&mut self, now_us: u64, seq: Seq) {
+    fn advance(&mut self, bounds: Bounds, now_us: u64, seq: Seq) {
         if seq > self.cursor {
             self.cursor = seq;
             self.stored_since_ack = self.stored_since_ack.saturating_add(1);
+            if bounds.lazy {
+                return;
+            }
             let at_us = NonZeroU64::new(now_us.saturating_add(ACK_DELAY_US));
             self.ack_at_us = self.ack_at_us.or(at_us);
         }

@@ -220,7 +220,8 @@ impl Session {
     ) -> Result<(), ProtocolFault> {
         let header = frame.seq_header();
         let up_to = Seq(header.seq);
-        self.inbox.synced(now.mono_us, up_to)?;
+        self.inbox
+            .synced(bounds(&self.settings), now.mono_us, up_to)?;
         self.phase = Phase::Live;
         self.live_since_us = self.live_since_us.or(NonZeroU64::new(now.mono_us.max(1)));
         on_event(Event::Synced {

@@ -100,13 +100,7 @@ impl Requests {
         if options.msg_id.is_some() && self.messages().any(|message| message.msg_id == msg_id) {
             return Err(SendError::InOutbox);
         }
-        let mut flags = Flags::NONE;
-        if options.ephemeral {
-            flags = flags | Flags::EPHEMERAL;
-        }
-        if options.silent {
-            flags = flags | Flags::SILENT;
-        }
+        let flags = options.flags();
         let work = self.work();
         let order = work.next_order();
         work.queue.push_back(Message {
@@ -291,6 +285,16 @@ impl Requests {
     /// When [`Self::pump`] has something to do without a reply.
     pub(crate) fn next_timeout(&self) -> Option<u64> {
         self.work.as_ref()?.next_timeout()
+    }
+
+    /// Whether so many messages are without SENT. They are counted only when it may be so.
+    pub(crate) fn holds_at_least(&self, messages: usize) -> bool {
+        self.len_bound() >= messages && self.unsent() >= messages
+    }
+
+    /// At least as many as there are messages without SENT.
+    pub(crate) fn len_bound(&self) -> usize {
+        self.work.as_ref().map_or(0, |work| work.len_bound())
     }
 
     /// Messages without SENT.

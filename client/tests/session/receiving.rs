@@ -4,11 +4,14 @@ use crate::{
     story::{ME, PEER, SECOND_US, Story},
     support::{Delivery, Peer, envelope},
 };
-use portico_client::{OwnedEvent, ProtocolFault, SessionConfig, SessionState};
+use portico_client::{
+    Login, OwnedEvent, ProtocolFault, Session, SessionConfig, SessionState, Settings,
+};
 use portico_wire::{
     Flags, Op,
     ids::{ConvSeq, DeviceId, MsgId, Seq, UserId},
 };
+use std::sync::Arc;
 
 #[test]
 fn any_chunking_gives_the_same_events() {
@@ -137,6 +140,36 @@ fn acknowledgements_come_at_half_of_a_small_window() {
         let ack = story.written().pop().unwrap();
         assert_eq!((ack.seq.seq, ack.seq.arg), (frames, receive_max));
     }
+}
+
+/// For measurements: half the window, however large and however long it takes; and at the end.
+#[test]
+fn a_lazy_client_acknowledges_half_a_window_at_a_time() {
+    let mut story = Story::new();
+    let settings = Settings {
+        receive_max: 256,
+        lazy_ack: true,
+        ..Settings::default()
+    };
+    let login = Login::new(UserId(1), DeviceId(1), "token");
+    story.session = Session::sharing(&Arc::new(settings), login, SessionState::default(), 1);
+    story.log_in();
+    for seq in 1..=127 {
+        story.server.deliver(Delivery::new(seq), "x");
+    }
+    story.receive();
+    story.pass(10 * SECOND_US);
+    assert_eq!(story.acks(), []);
+    assert_eq!(story.session.cursor(), Seq(127));
+    story.server.deliver(Delivery::new(128), "x");
+    story.server.deliver(Delivery::new(129), "x");
+    story.receive();
+    assert_eq!(story.acks(), [129]);
+    story.server.deliver(Delivery::new(130), "x");
+    story.receive();
+    assert_eq!(story.acks(), []);
+    story.session.close(story.now);
+    assert_eq!(story.acks(), [130]);
 }
 
 #[test]

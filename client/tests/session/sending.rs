@@ -428,3 +428,63 @@ fn an_answer_of_the_wrong_kind_is_a_fault_and_loses_nothing() {
     assert_eq!(ids(&again), [id]);
     assert!(again[0].is_retry());
 }
+
+/// A message without an answer goes out at once or not at all, and nothing of it is kept.
+#[test]
+fn a_message_may_do_without_an_answer() {
+    let mut story = Story::new();
+    let options = SendOptions {
+        request: false,
+        ..SendOptions::default()
+    };
+    let body = plain_envelope("hi");
+    let early = story.session.send(story.now, PEER, &body, options);
+    assert_eq!(early, Err(SendError::Offline));
+    assert!(!story.session.has_room_for(1, body.len(), false));
+    story.log_in();
+    let id = story.session.send(story.now, PEER, &body, options).unwrap();
+    assert_eq!(story.session.unsent(), 0);
+    let sends = story.sends();
+    assert_eq!((sends[0].corr, sends[0].route.msg_id), (0, id));
+    assert_eq!(
+        (sends[0].route.conv, text(&sends[0].body)),
+        (2, "hi".to_owned())
+    );
+    assert!(!sends[0].flags.contains(Flags::RETRY));
+    // Not with the next connection either.
+    story.disconnect();
+    story.log_in();
+    assert_eq!(story.sends(), []);
+}
+
+#[test]
+fn messages_without_an_answer_are_bounded_by_what_waits_for_the_transport() {
+    let mut story = Story::live();
+    let options = SendOptions {
+        request: false,
+        ..SendOptions::default()
+    };
+    let body = plain_envelope(&"x".repeat(10_000));
+    let mut sent = 0;
+    while story.session.has_room_for(1, body.len(), false) {
+        story.session.send(story.now, PEER, &body, options).unwrap();
+        sent += 1;
+    }
+    assert!((100..110).contains(&sent), "{sent}");
+    // One more than there was surely room for, and no more.
+    story.session.send(story.now, PEER, &body, options).unwrap();
+    let full = story.session.send(story.now, PEER, &body, options);
+    assert_eq!(full, Err(SendError::Full));
+    assert_eq!(story.sends().len(), sent + 1);
+    assert!(story.session.send(story.now, PEER, &body, options).is_ok());
+}
+
+#[test]
+fn room_is_known_beforehand() {
+    let mut story = Story::new();
+    let outbox_max = portico_client::Settings::OUTBOX_MAX_DEFAULT;
+    assert!(story.session.has_room_for(outbox_max, 100, true));
+    assert!(!story.session.has_room_for(outbox_max + 1, 100, true));
+    story.send("one");
+    assert!(!story.session.has_room_for(outbox_max, 100, true));
+}

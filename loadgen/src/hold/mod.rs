@@ -25,12 +25,13 @@ pub(crate) use figures::HoldReport;
 use crate::{
     cli::Args,
     control::{Control, Gauges},
+    fleet::{CLIENT, Credentials},
     plan::{Hold, Plan},
     process,
     report::{Measured, MeasuredServer, grouped},
     run::{self, START_DELAY_US, TOKEN_RESERVE, add_up, first_user, ports_per_source, slices},
     target::{self, Target},
-    worker::{self, Assignment, CLIENT, Outcome},
+    worker::{self, Assignment, Outcome},
 };
 use anyhow::{Context, anyhow, bail};
 use figures::Measurement;
@@ -184,12 +185,14 @@ impl Setting<'_> {
             .map(|(worker, (before, users))| Assignment {
                 plan: &self.active_plan,
                 run: self.run,
-                seed: self.args.seed,
                 clock: self.clock,
                 target: self.target.address,
                 sources: self.sources.clone(),
-                key: self.key,
-                device: DeviceId(self.args.device),
+                login: Some(Credentials {
+                    key: self.key,
+                    device: DeviceId(self.args.device),
+                    token_ttl: self.token_ttl,
+                }),
                 first_user: first_user(self.run) + u64::from(*before),
                 users: *users,
                 users_before: *before,
@@ -197,7 +200,6 @@ impl Setting<'_> {
                 // Their share of the ramp, so that all come up together.
                 connects_per_s: (self.pace() * f64::from(*users) / all).ceil() as u32,
                 heartbeat_s: self.hold.heartbeat_s,
-                token_ttl: self.token_ttl,
             })
             .collect()
     }

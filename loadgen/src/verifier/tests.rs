@@ -1,10 +1,33 @@
 //! Each fault that a gateway can have is injected here, and must be counted as that and as nothing
 //! else.
 
+mod counted;
+mod groups;
+
 use super::*;
+use portico_wire::ErrorCode;
+use std::collections::BTreeMap;
 
 const RUN: u64 = 77;
 const FIRST_USER: u64 = 1_000;
+/// Of a system that tells its clients everything.
+const ALL: Promises = Promises {
+    answers: true,
+    receipts: true,
+    places: true,
+    stores: true,
+};
+/// Of one that only delivers.
+const NONE: Promises = Promises {
+    answers: false,
+    receipts: false,
+    places: false,
+    stores: false,
+};
+
+fn pair() -> Flows {
+    Flows::between_users(FIRST_USER, 2, 1, &[], 0)
+}
 
 /// Two users, one flow each way, and a gateway that does as it is told.
 struct Bench {
@@ -17,7 +40,7 @@ struct Bench {
 #[derive(Clone)]
 struct Sent {
     payload: Payload,
-    id: MsgId,
+    name: MessageName,
     place: ConvSeq,
     body: Vec<u8>,
 }
@@ -25,7 +48,7 @@ struct Sent {
 impl Bench {
     fn new() -> Self {
         Self {
-            verifier: Verifier::new(RUN, Flows::new(FIRST_USER, 2, 1, 0)),
+            verifier: Verifier::new(RUN, pair(), ALL),
             place: 5_000,
             now_us: 0,
         }
@@ -36,13 +59,16 @@ impl Bench {
         self.place += 1;
         let payload = self
             .verifier
-            .next_message(0, self.now_us)
+            .next_message(0, self.now_us, self.now_us + 3)
             .expect("nothing is on its way");
         self.verifier.sent(&payload);
         let mut body = Vec::new();
         payload.encode(64, &mut body);
         Sent {
-            id: msg_id(1_700_000_000_000, payload.flow, payload.counter),
+            name: MessageName {
+                flow: payload.flow,
+                counter: payload.counter,
+            },
             place: ConvSeq(self.place),
             payload,
             body,
@@ -52,7 +78,7 @@ impl Bench {
     fn accept(&mut self, sent: &Sent) {
         self.now_us += 10;
         self.verifier
-            .accepted(sent.id, sent.place, false, self.now_us);
+            .accepted(sent.name, Some(sent.place), false, self.now_us);
     }
 
     fn deliver(&mut self, sent: &Sent) {
@@ -61,8 +87,13 @@ impl Bench {
 
     fn deliver_to(&mut self, recipient: u32, author: UserId, sent: &Sent) {
         self.now_us += 10;
-        self.verifier
-            .arrived(recipient, author, sent.place, &sent.body, self.now_us);
+        self.verifier.arrived(
+            recipient,
+            Some(author),
+            Some(sent.place),
+            &sent.body,
+            self.now_us,
+        );
     }
 
     fn read_up_to(&mut self, sent: &Sent) {
@@ -83,6 +114,13 @@ impl Bench {
     }
 }
 
+fn unsettled(verifier: &Verifier) -> (usize, usize) {
+    match &verifier.ledger {
+        Ledger::Answered(answered) => answered.unsettled(),
+        Ledger::Counted(_) | Ledger::Groups(_) => panic!("there are answers"),
+    }
+}
+
 #[test]
 fn a_good_run_counts_nothing_else() {
     let mut bench = Bench::new();
@@ -99,7 +137,7 @@ fn a_good_run_counts_nothing_else() {
         bench.read_up_to(&sent);
         assert!(bench.verifier.is_settled());
     }
-    assert!(bench.verifier.unsettled.is_empty());
+    assert_eq!(unsettled(&bench.verifier).0, 0);
     bench.check(10, |_| {});
 }
 
@@ -122,6 +160,9 @@ fn latency_counts_from_the_intended_time() {
             .equivalent(findings.latency_us.max(), 40_020)
     );
     assert_eq!(findings.latency_us.len(), 1);
+    // It was handed over 3 us late.
+    let service_us = findings.service_us.max();
+    assert!(findings.service_us.equivalent(service_us, 40_017));
 }
 
 /// However late it arrives, and also when the end of the storm is known only later.
@@ -148,6 +189,78 @@ fn what_was_due_in_a_storm_is_recorded_apart_as_well() {
     assert_eq!(findings.latency_us.len(), 4);
     assert_eq!(findings.storm_latency_us.len(), 2);
     assert!(findings.storm_latency_us.max() >= 5_000);
+}
+
+/// Whoever was away or did not read while a message was due or on its way slows nobody else.
+#[test]
+fn what_concerns_the_absent_is_timed_apart() {
+    let mut bench = Bench::new();
+    let deliver = |bench: &mut Bench, sent: &Sent| {
+        bench.accept(sent);
+        bench.deliver(sent);
+    };
+    let on_its_way = bench.send();
+    bench.verifier.touch(1);
+    let meanwhile = bench.send();
+    bench.now_us += 50_000;
+    bench.verifier.calm(1, bench.now_us);
+    deliver(&mut bench, &on_its_way);
+    deliver(&mut bench, &meanwhile);
+    let after = bench.send();
+    deliver(&mut bench, &after);
+    bench.read_up_to(&after);
+    // The sender may be the one as well.
+    bench.verifier.touch(0);
+    let away = bench.send();
+    bench.verifier.calm(0, bench.now_us + 1);
+    deliver(&mut bench, &away);
+    bench.read_up_to(&away);
+    let findings = bench.verifier.finish();
+    assert_eq!(findings.latency_us.len(), 1);
+    assert_eq!(findings.affected_latency_us.len(), 3);
+    assert!(findings.affected_latency_us.max() >= 50_000);
+    assert_eq!((findings.counts.to_absent, findings.counts.lost), (1, 0));
+    assert_eq!(findings.counts.delivered, 4);
+}
+
+#[test]
+fn a_read_mark_must_reach_the_sender() {
+    for told in [true, false] {
+        let mut bench = Bench::new();
+        bench.verifier = Verifier::new(RUN, pair(), ALL).with_reads();
+        assert_eq!(bench.verifier.mark_read(0), None, "nothing to read");
+        let (first, second) = (bench.send(), bench.send());
+        for sent in [&first, &second] {
+            bench.accept(sent);
+            bench.deliver(sent);
+        }
+        bench.read_up_to(&second);
+        assert_eq!(bench.verifier.mark_read(0), Some(second.place));
+        assert_eq!(bench.verifier.mark_read(0), None, "marked already");
+        let up_to = if told { second.place } else { first.place };
+        let peer = UserId(FIRST_USER + 1);
+        bench.verifier.read_receipt(0, peer, up_to);
+        assert_eq!(bench.verifier.receipts_behind().count(), usize::from(!told));
+        bench.check(2, |counts| counts.reads_missing = u64::from(!told));
+    }
+}
+
+#[test]
+fn rounds_are_not_timed() {
+    let mut bench = Bench::new();
+    bench.verifier = Verifier::new(RUN, pair(), ALL).without_times();
+    let sent = bench.send();
+    bench.accept(&sent);
+    bench.deliver(&sent);
+    let findings = bench.verifier.finish();
+    assert_eq!(findings.counts.delivered, 1);
+    for histogram in [
+        &findings.latency_us,
+        &findings.sent_latency_us,
+        &findings.service_us,
+    ] {
+        assert!(histogram.is_empty());
+    }
 }
 
 #[test]
@@ -220,7 +333,7 @@ fn a_message_refused_for_the_time_being_may_be_overtaken() {
     let (mut first, second) = (bench.send(), bench.send());
     bench
         .verifier
-        .refused(first.id, ErrorCode::OVERLOADED, true);
+        .refused(first.name, ErrorCode::OVERLOADED.0, true);
     bench.accept(&second);
     bench.deliver(&second);
     first.place = ConvSeq(second.place.0 + 1);
@@ -238,7 +351,9 @@ fn a_refusal_for_good_settles_a_message_and_must_hold() {
     let mut bench = Bench::new();
     let (first, second) = (bench.send(), bench.send());
     for sent in [&first, &second] {
-        bench.verifier.refused(sent.id, ErrorCode::FORBIDDEN, false);
+        bench
+            .verifier
+            .refused(sent.name, ErrorCode::FORBIDDEN.0, false);
     }
     assert!(bench.verifier.is_settled());
     bench.deliver(&second);
@@ -345,24 +460,40 @@ fn answers_for_unknown_messages_change_nothing() {
     bench.deliver(&sent);
     bench.read_up_to(&sent);
     bench.accept(&sent);
-    bench.verifier.refused(sent.id, ErrorCode::TIMEOUT, true);
     bench
         .verifier
-        .accepted(MsgId(u128::MAX), ConvSeq(1), false, 1);
+        .refused(sent.name, ErrorCode::TIMEOUT.0, true);
+    let nobody = MessageName {
+        flow: u32::MAX,
+        counter: u32::MAX,
+    };
+    bench.verifier.accepted(nobody, Some(ConvSeq(1)), false, 1);
     bench.verifier.receipt(0, UserId(5), ConvSeq(u64::MAX));
     bench.check(1, |_| {});
 }
 
 #[test]
 fn no_more_is_on_its_way_than_memory_was_planned_for() {
-    let mut verifier = Verifier::new(RUN, Flows::new(FIRST_USER, 2, 1, 0));
-    while let Some(payload) = verifier.next_message(0, 1) {
+    let mut verifier = Verifier::new(RUN, pair(), ALL);
+    while let Some(payload) = verifier.next_message(0, 1, 1) {
         verifier.sent(&payload);
     }
-    assert_eq!(verifier.unsettled.len(), UNSETTLED_MAX);
-    assert!(verifier.unsettled.capacity() <= 1 << 20);
-    verifier.accepted(msg_id(1, 0, 0), ConvSeq(1), false, 1);
-    assert!(verifier.next_message(0, 1).is_none(), "not delivered yet");
+    let (messages, capacity) = unsettled(&verifier);
+    assert_eq!(messages, UNSETTLED_MAX);
+    assert!(capacity <= 1 << 20);
+    // As the head of the module says.
+    assert!(
+        (30_000_000..45_000_000).contains(&verifier.bytes()),
+        "{}",
+        verifier.bytes()
+    );
+    let first = MessageName {
+        flow: 0,
+        counter: 0,
+    };
+    verifier.accepted(first, Some(ConvSeq(1)), false, 1);
+    let next = verifier.next_message(0, 1, 1);
+    assert!(next.is_none(), "not delivered yet");
 }
 
 #[test]
@@ -384,6 +515,9 @@ fn counts_of_workers_add_up() {
         refused_delivered: 14,
         foreign: 15,
         receipts_missing: 16,
+        to_absent: 19,
+        answers: 20,
+        reads_missing: 21,
         refused: BTreeMap::from([(1, 17)]),
         deferred: BTreeMap::from([(2, 18)]),
     };

@@ -6,7 +6,10 @@
 use portico_wire::{
     CloseCode, ErrorCode, Flags, Frame, Op, RouteHeader,
     encode::{self, Encoder},
-    frame::{ConvKind, next_frame, receipt_kind},
+    frame::{
+        ConvKind, next_frame,
+        receipt_kind::{DELIVERED, READ},
+    },
     ids::{ConvSeq, DeviceId, MsgId, Seq, UserId},
     limits::FRAME_BYTES_DEFAULT_MAX,
     message::{Close, ErrorReply, Hello, ReceiptsGet, Welcome},
@@ -45,6 +48,8 @@ pub(crate) enum Fault {
     Silence,
     /// Every message is ignored.
     Swallow,
+    /// After the login everything is read, and not even looked at.
+    Discard,
     /// Refused at the first attempt: OVERLOADED.
     Overload,
     /// Refused for good: FORBIDDEN.
@@ -54,6 +59,8 @@ pub(crate) enum Fault {
     Disconnect,
     /// No delivered marks, not for any message.
     NoReceipts,
+    /// Read marks are taken and told to nobody.
+    NoReads,
     /// Delivered marks only when asked for.
     ReceiptsOnRequest,
     /// Every user is turned away at login.
@@ -125,6 +132,8 @@ struct User {
     accepted: HashMap<MsgId, ConvSeq>,
     /// How far each peer has got messages from this user.
     delivered: HashMap<UserId, ConvSeq>,
+    /// The same for what they have read.
+    read: HashMap<UserId, ConvSeq>,
     /// Kept back until the next one.
     held: Option<(RouteHeader, Vec<u8>)>,
     /// Logins tried so far.
@@ -184,19 +193,19 @@ impl World {
         sender.delivered.insert(recipient, up_to);
         if self.fault != Fault::ReceiptsOnRequest {
             let mut frame = Vec::new();
-            put_receipt(&mut frame, Flags::NONE, 0, recipient, up_to);
+            put_receipt(&mut frame, Flags::NONE, 0, DELIVERED, recipient, up_to);
             sender.write(&frame);
         }
     }
 }
 
-fn put_receipt(out: &mut Vec<u8>, flags: Flags, corr: u32, peer: UserId, up_to: ConvSeq) {
+fn put_receipt(out: &mut Vec<u8>, flags: Flags, corr: u32, kind: u8, peer: UserId, up_to: ConvSeq) {
     let route = RouteHeader {
         conv: peer.0,
         conv_kind: ConvKind::DIRECT,
         conv_seq: up_to,
         user: peer,
-        kind: receipt_kind::DELIVERED,
+        kind,
         ..RouteHeader::default()
     };
     let now_s = (now_us() / 1_000_000) as u32;
@@ -232,6 +241,9 @@ impl<'a> Connection<'a> {
             if bytes == 0 {
                 return Err(Ended);
             }
+            if self.world.fault == Fault::Discard && self.user.0 != 0 {
+                continue;
+            }
             input.extend_from_slice(&chunk[..bytes]);
             let mut used = 0;
             while let Some(frame) =
@@ -252,14 +264,29 @@ impl<'a> Connection<'a> {
             Some(Op::Send) => return self.send(frame),
             Some(Op::Ack) => self.ack(Seq(frame.seq_header().seq)),
             Some(Op::Ping) => encode::put_pong(&mut out, frame.corr()),
+            Some(Op::Receipt) => {
+                let mark = frame.route().ok_or(Ended)?;
+                if self.world.fault != Fault::NoReads {
+                    let sender = self.world.user(UserId(mark.conv));
+                    let mut sender = sender.lock().expect("no panic");
+                    sender.read.insert(self.user, mark.conv_seq);
+                    let mut told = Vec::new();
+                    put_receipt(&mut told, Flags::NONE, 0, READ, self.user, mark.conv_seq);
+                    sender.write(&told);
+                }
+                encode::put_done(&mut out, frame.corr(), 0);
+            }
             Some(Op::ReceiptsGet) => {
                 let get = ReceiptsGet::decode(frame.body()).map_err(|_| Ended)?;
                 let own = self.world.user(self.user);
                 let own = own.lock().expect("no panic");
                 for (_, peer) in get.convs {
-                    if let Some(up_to) = own.delivered.get(&UserId(peer)) {
-                        let flags = Flags::REPLY | Flags::MORE;
-                        put_receipt(&mut out, flags, frame.corr(), UserId(peer), *up_to);
+                    let peer = UserId(peer);
+                    for (kind, marks) in [(DELIVERED, &own.delivered), (READ, &own.read)] {
+                        if let Some(up_to) = marks.get(&peer) {
+                            let flags = Flags::REPLY | Flags::MORE;
+                            put_receipt(&mut out, flags, frame.corr(), kind, peer, *up_to);
+                        }
                     }
                 }
                 drop(own);
@@ -341,7 +368,7 @@ impl<'a> Connection<'a> {
                 let _closed = self.world.gate.write().expect("no panic");
                 thread::sleep(Duration::from_millis(ms));
             }
-            Fault::Swallow => return Ok(()),
+            Fault::Swallow | Fault::Discard => return Ok(()),
             _ => {}
         }
         let mut out = Vec::new();
@@ -407,6 +434,8 @@ impl<'a> Connection<'a> {
                 let _ = self.stream.shutdown(Shutdown::Both);
                 Err(Ended)
             }
+            // Nobody asked.
+            _ if frame.corr() == 0 => Ok(()),
             _ => {
                 encode::put_sent(&mut out, frame.corr(), place, false);
                 self.answer(&out);

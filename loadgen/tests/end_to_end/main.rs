@@ -6,6 +6,7 @@
 
 mod fake_gateway;
 mod hold;
+mod plans;
 
 use fake_gateway::{FakeGateway, Fault};
 use portico_client::mint::SigningKey;

@@ -174,6 +174,11 @@ impl Work {
         open.chain(resting).chain(&self.queue)
     }
 
+    /// At least as many as there are messages.
+    pub(super) fn len_bound(&self) -> usize {
+        self.open.len() + self.resting.len() + self.queue.len()
+    }
+
     /// Nothing waits, and nothing has to be remembered.
     pub(super) fn is_empty(&self) -> bool {
         self.queue.is_empty()
