@@ -1,6 +1,7 @@
 //! The command line: plans by name, flags that override them, and what is wrong with either.
 
 use crate::{
+    outputs::Outputs,
     payload::BODY_BYTES_MIN,
     plan::{Hold, Plan},
 };
@@ -89,9 +90,8 @@ pub(crate) struct Args {
     /// Process to account CPU and memory to; default: the local one that listens on the target
     #[arg(long, value_name = "PID")]
     pub server_pid: Option<u32>,
-    /// Write the result to FILE as JSON
-    #[arg(long, value_name = "FILE")]
-    pub json: Option<PathBuf>,
+    #[command(flatten)]
+    pub outputs: Outputs,
     /// Say how far the run is on standard error even when that is no terminal
     #[arg(long)]
     pub progress: bool,

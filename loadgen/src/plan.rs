@@ -5,7 +5,7 @@ use portico_wire::ids::UserId;
 use std::time::Duration;
 
 /// A workload. The built-in ones are starting points; flags override every field.
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Clone, Debug, PartialEq, serde::Serialize)]
 pub(crate) struct Plan {
     pub name: &'static str,
     pub about: &'static str,
@@ -22,7 +22,7 @@ pub(crate) struct Plan {
 }
 
 /// What the plan `hold` has besides.
-#[derive(Clone, Copy, Debug, PartialEq)]
+#[derive(Clone, Copy, Debug, PartialEq, serde::Serialize)]
 pub(crate) struct Hold {
     /// Connections that exchange the messages; the others say nothing but PING.
     pub active: u32,

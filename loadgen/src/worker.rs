@@ -11,6 +11,7 @@ use crate::{
     process::thread_cpu_us,
     random::mix,
     schedule::Schedule,
+    series::Tap,
     verifier::{Findings, Verifier, histogram, msg_id},
 };
 use anyhow::Context;
@@ -101,6 +102,11 @@ pub(crate) struct Transport {
 }
 
 impl Transport {
+    /// Ends and attempts that nobody here wanted, and faults.
+    pub(crate) const fn errors(&self) -> u64 {
+        self.reconnects + self.connect_failures + self.protocol_faults
+    }
+
     pub(crate) fn add(&mut self, other: Self) {
         self.reconnects += other.reconnects;
         self.connect_failures += other.connect_failures;
@@ -172,6 +178,7 @@ struct Worker<'a> {
     encoder: Encoder,
     body: Vec<u8>,
     slip_us: Histogram<u64>,
+    tap: Tap,
     not_queued: u64,
     withheld: u64,
     sending_cpu_us: u64,
@@ -228,6 +235,7 @@ impl<'a> Worker<'a> {
             encoder: Encoder::new(),
             body: Vec::with_capacity(assignment.plan.body_bytes),
             slip_us: histogram(),
+            tap: Tap::new(),
             not_queued: 0,
             withheld: 0,
             sending_cpu_us: 0,
@@ -235,6 +243,16 @@ impl<'a> Worker<'a> {
     }
 
     fn turn(&mut self, wait_us: u64) -> io::Result<()> {
+        if self.control.reached(Stage::Sending) {
+            let since_us = self
+                .many
+                .now()
+                .mono_us
+                .saturating_sub(self.control.start_us());
+            let [latency, service, sent] = self.watch.verifier.times_us();
+            let totals = [latency, service, sent, &self.slip_us];
+            self.tap.tick(since_us, totals, &self.gauges.intervals);
+        }
         let watch = &mut self.watch;
         watch.verifier.set_storm_us(self.control.storm_us());
         self.many.turn(wait_us, &mut |now, conn, event| {
@@ -253,6 +271,8 @@ impl<'a> Worker<'a> {
         self.gauges
             .delivered
             .store(counts.delivered, Ordering::Relaxed);
+        let errors = counts.errors() + watch.transport.errors();
+        self.gauges.errors.store(errors, Ordering::Relaxed);
         Ok(())
     }
 
@@ -312,7 +332,7 @@ impl<'a> Worker<'a> {
             ..SendOptions::default()
         };
         match self.many.send(conn, payload.recipient, envelope, options) {
-            Ok(_) => verifier.sent(&payload),
+            Ok(_) => verifier.sent(&payload, self.many.now().mono_us),
             // The plan's sizes and users are valid, so the outbox is full.
             Err(_) => self.not_queued += 1,
         }
@@ -361,6 +381,9 @@ impl<'a> Worker<'a> {
 
     fn finish(mut self) -> Outcome {
         self.many.close_all();
+        let [latency, service, sent] = self.watch.verifier.times_us();
+        let totals = [latency, service, sent, &self.slip_us];
+        self.tap.flush(totals, &self.gauges.intervals);
         Outcome {
             findings: self.watch.verifier.finish(),
             transport: self.watch.transport,

@@ -38,7 +38,7 @@ impl Bench {
             .verifier
             .next_message(0, self.now_us)
             .expect("nothing is on its way");
-        self.verifier.sent(&payload);
+        self.verifier.sent(&payload, payload.intended_us);
         let mut body = Vec::new();
         payload.encode(64, &mut body);
         Sent {
@@ -357,7 +357,7 @@ fn answers_for_unknown_messages_change_nothing() {
 fn no_more_is_on_its_way_than_memory_was_planned_for() {
     let mut verifier = Verifier::new(RUN, Flows::new(FIRST_USER, 2, 1, 0));
     while let Some(payload) = verifier.next_message(0, 1) {
-        verifier.sent(&payload);
+        verifier.sent(&payload, payload.intended_us);
     }
     assert_eq!(verifier.unsettled.len(), UNSETTLED_MAX);
     assert!(verifier.unsettled.capacity() <= 1 << 20);
