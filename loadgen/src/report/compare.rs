@@ -136,7 +136,7 @@ impl Run {
                     .filter_map(|(_, (value, _))| *value)
                     .collect()
             }
-            Source::Sample(name) => self.samples(end_s, |run| run.column(&sample(name))),
+            Source::PerSecond(name) => self.samples(end_s, |run| run.column(&sample(name))),
             Source::CpuPerMessage(name) => self.samples(end_s, |run| {
                 let cpu = run.column(&sample(name));
                 let per_s = run.column(&sample("delivered_per_s"));
@@ -169,7 +169,7 @@ fn sample(name: &str) -> String {
 enum Source {
     None,
     Times(&'static str, &'static str),
-    Sample(&'static str),
+    PerSecond(&'static str),
     CpuPerMessage(&'static str),
 }
 
@@ -202,7 +202,7 @@ const METRICS: [Metric; 17] = [
     metric(
         "delivered/s",
         "/rate_per_s",
-        Source::Sample("delivered_per_s"),
+        Source::PerSecond("delivered_per_s"),
     ),
     metric(
         "latency p50, us",
@@ -250,11 +250,8 @@ const METRICS: [Metric; 17] = [
         "/server/cpu_us_per_message",
         Source::CpuPerMessage("server_cpu"),
     ),
-    metric(
-        "server memory, B",
-        "/server/rss_bytes",
-        Source::Sample("server_rss_bytes"),
-    ),
+    // It grows as the run goes on: its seconds are no samples of anything.
+    metric("server memory, B", "/server/rss_bytes", Source::None),
     metric(
         "B per connection",
         "/server/rss_bytes_per_connection",

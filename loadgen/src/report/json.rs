@@ -89,7 +89,7 @@ pub(crate) struct Report {
     pub machine: Machine,
     /// To be known when the figures are read; nothing that the verdict counts.
     pub warnings: Vec<String>,
-    /// Kinds of counts that mean nothing, because the target's protocol does not promise them.
+    /// What the target's protocol does not promise, and was not checked.
     pub not_promised: Vec<&'static str>,
     pub version: &'static str,
     /// When the run began and when its first message was due, UTC.
@@ -98,7 +98,7 @@ pub(crate) struct Report {
     /// The plan with all its fields.
     pub workload: Plan,
     /// From the moment a message was handed to the driver.
-    pub service_us: Option<Percentiles>,
+    pub service_us: Percentiles,
     pub curve_us: Curve,
     pub environment: Environment,
     pub series: Seconds,
@@ -190,8 +190,7 @@ impl Report {
             started: utc(observed.began_unix_us),
             sending_started: utc(observed.start_unix_us),
             workload: plan.clone(),
-            service_us: (!measured.service_us.is_empty())
-                .then(|| Percentiles::of(&measured.service_us)),
+            service_us: Percentiles::of(&measured.service_us),
             curve_us: Curve::of(&measured.latency_us),
             environment: observed.environment.clone(),
             series: Seconds::of(observed),
@@ -222,12 +221,12 @@ impl Curve {
     }
 }
 
+/// Named as in [`Promises`].
 fn not_promised(promises: Promises) -> Vec<&'static str> {
     [
-        ("accepted", promises.answers),
-        ("receipts_missing", promises.receipts),
-        ("misnumbered", promises.places),
-        ("stored", promises.stores),
+        ("answers", promises.answers),
+        ("receipts", promises.receipts),
+        ("places", promises.places),
     ]
     .into_iter()
     .filter_map(|(name, is_promised)| (!is_promised).then_some(name))
@@ -361,7 +360,7 @@ mod tests {
         measured.promises.receipts = false;
         measured.promises.places = false;
         let report = Report::new(&measured);
-        assert_eq!(report.not_promised, ["receipts_missing", "misnumbered"]);
+        assert_eq!(report.not_promised, ["receipts", "places"]);
         let table = report.table();
         assert!(table.contains("not promised by this protocol"), "{table}");
     }

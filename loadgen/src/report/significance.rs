@@ -51,7 +51,7 @@ fn rank_sum(a: &[f64], b: &[f64]) -> (f64, f64) {
 }
 
 /// How much a value of a series is worth, 1 when neighbours have nothing in common: (1 - r) / (1 +
-/// r), where r is their correlation.
+/// r), where r is their correlation, as far as it is more than so few values show by chance.
 fn weight(values: &[f64]) -> f64 {
     let mean = values.iter().sum::<f64>() / values.len() as f64;
     let squares: f64 = values.iter().map(|value| (value - mean).powi(2)).sum();
@@ -61,7 +61,9 @@ fn weight(values: &[f64]) -> f64 {
     let neighbours = values
         .windows(2)
         .map(|pair| (pair[0] - mean) * (pair[1] - mean));
-    let correlation = (neighbours.sum::<f64>() / squares).clamp(0.0, CORRELATION_MAX);
+    let by_chance = 1.0 / (values.len() as f64).sqrt();
+    let correlation = neighbours.sum::<f64>() / squares - by_chance;
+    let correlation = correlation.clamp(0.0, CORRELATION_MAX);
     (1.0 - correlation) / (1.0 + correlation)
 }
 
@@ -134,7 +136,23 @@ mod tests {
     #[test]
     fn seconds_that_resemble_each_other_count_less() {
         let drifting: Vec<f64> = (0..60).map(f64::from).collect();
-        assert!(weight(&drifting) < 0.1);
-        assert!(weight(&noise(3, 200, 0.0)) > 0.7);
+        assert!(weight(&drifting) < 0.15);
+        assert_eq!(weight(&noise(3, 200, 0.0)), 1.0);
+        // Each second is mostly the one before.
+        let slow = |seed| {
+            let mut level = 0.0;
+            let step = |value| {
+                level = level * 0.7 + value;
+                level
+            };
+            noise(seed, 120, 0.0)
+                .into_iter()
+                .map(step)
+                .skip(60)
+                .collect::<Vec<_>>()
+        };
+        let differ = |seed| probability(&slow(seed), &slow(seed + 1_000)) < Some(0.01);
+        let found = (0..100).filter(|seed| differ(*seed)).count();
+        assert!(found <= 6, "{found} of 100 that are the same");
     }
 }

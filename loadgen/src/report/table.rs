@@ -57,7 +57,6 @@ impl Report {
             }
         }
         for name in &self.not_promised {
-            let name = name.replace('_', " ");
             writeln!(out, "{name:<18}{:>14}  not promised by this protocol", "-")?;
         }
         let rate = grouped(self.rate_per_s as u64);
@@ -105,7 +104,7 @@ impl Report {
     }
 
     /// The counts that are always shown, then those that are usually 0 and mean something only
-    /// when they are not. Without those that the protocol does not promise.
+    /// when they are not.
     pub(super) fn counts(&self) -> Vec<(&'static str, u64)> {
         let always = [
             ("sent", self.sent),
@@ -133,22 +132,17 @@ impl Report {
             ("protocol faults", self.protocol_faults),
         ];
         let shown = sometimes.into_iter().filter(|(_, count)| *count > 0);
-        let mut counts: Vec<_> = always.into_iter().chain(shown).collect();
-        counts.retain(|(name, _)| !self.not_promised.contains(&name.replace(' ', "_").as_str()));
-        counts
+        always.into_iter().chain(shown).collect()
     }
 
     /// The rows of times.
-    pub(super) fn times(&self) -> Vec<(&'static str, &Percentiles)> {
-        let mut times = vec![("to delivery", &self.latency_us)];
-        times.extend(
-            self.service_us
-                .as_ref()
-                .map(|times| ("service time", times)),
-        );
-        times.push(("to SENT", &self.sent_latency_us));
-        times.push(("schedule slip", &self.slip_us));
-        times
+    pub(super) const fn times(&self) -> [(&'static str, &Percentiles); 4] {
+        [
+            ("to delivery", &self.latency_us),
+            ("service time", &self.service_us),
+            ("to SENT", &self.sent_latency_us),
+            ("schedule slip", &self.slip_us),
+        ]
     }
 }
 

@@ -33,7 +33,8 @@ impl Unit {
             Self::Bytes => match value {
                 v if v >= 1e9 => format!("{} GB", digits(v / 1e9)),
                 v if v >= 1e6 => format!("{} MB", digits(v / 1e6)),
-                v => format!("{} KB", digits(v / 1e3)),
+                v if v > 0.0 => format!("{} KB", digits(v / 1e3)),
+                _ => "0".to_owned(),
             },
             Self::Micros => match value {
                 v if v >= 1e6 => format!("{} s", digits(v / 1e6)),

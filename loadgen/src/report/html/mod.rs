@@ -152,7 +152,7 @@ fn write_counts(out: &mut String, report: &Report) -> fmt::Result {
         rows.extend(codes.iter().map(row));
     }
     for name in &report.not_promised {
-        rows.push(vec![name.replace('_', " "), "not promised".to_owned()]);
+        rows.push(vec![(*name).to_owned(), "not promised".to_owned()]);
     }
     rows.push(vec![
         "delivered/s".to_owned(),
