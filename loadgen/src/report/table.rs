@@ -87,7 +87,7 @@ impl Report {
         if let Some(server) = &self.server {
             writeln!(
                 out,
-                "server     {} ({}): {} us of CPU per message, {:.1} MB resident",
+                "server     {} ({}): {} us of CPU per message, {:.1} MB",
                 server.name,
                 server.pid,
                 server.cpu_us_per_message,
