@@ -4,7 +4,10 @@ mod overrides;
 
 pub(crate) use overrides::Overrides;
 
-use crate::plan::{Plan, parse_duration};
+use crate::{
+    outputs::Outputs,
+    plan::{Plan, parse_duration},
+};
 use anyhow::Context;
 use clap::{Parser, Subcommand};
 use portico_client::mint::KEY_FILE;
@@ -63,9 +66,8 @@ pub(crate) struct Args {
     /// Process to account CPU and memory to; default: the local one that listens on the target
     #[arg(long, value_name = "PID")]
     pub server_pid: Option<u32>,
-    /// Write the result to FILE as JSON
-    #[arg(long, value_name = "FILE")]
-    pub json: Option<PathBuf>,
+    #[command(flatten)]
+    pub outputs: Outputs,
     /// Say how far the run is on standard error even when that is no terminal
     #[arg(long)]
     pub progress: bool,

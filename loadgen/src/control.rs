@@ -1,5 +1,6 @@
 //! What the threads of a run share: how far it is, and what each has to show for it.
 
+use crate::series::Mailbox;
 use std::{
     ops::Range,
     sync::{
@@ -87,13 +88,19 @@ impl Control {
     }
 }
 
-/// A worker's numbers while it runs, for progress lines. The report does not come from here.
+/// A worker's numbers while it runs, for progress lines and what happened by the second. The totals
+/// of the report do not come from here.
 #[derive(Debug, Default)]
 pub(crate) struct Gauges {
     pub up: AtomicU64,
     pub sent: AtomicU64,
     pub accepted: AtomicU64,
     pub delivered: AtomicU64,
+    /// What went wrong: messages refused for good or damaged or out of place, connections that
+    /// ended or did not come about.
+    pub errors: AtomicU64,
+    /// Each second's times, for the report too.
+    pub intervals: Mailbox,
     /// Everything has arrived, or the time for it is over.
     pub done: AtomicBool,
 }

@@ -4,6 +4,7 @@
 //! `cli` and `plan` say what to do, `run` leads the `worker`s, one thread each, through it. A worker
 //! drives its slice of users with the many-connections driver of the client crate, takes messages
 //! from its `schedule`, marks them with a `payload` and has its `verifier` account for each.
+//! An `observer` looks once a second at how far they are, at the server and at the machine.
 //! `verdict` says what they have proved, `report` writes it down. The plan of the same name in
 //! `hold` keeps many more connections beside those, which say nothing.
 //!
@@ -13,16 +14,21 @@
 
 mod cli;
 mod control;
+mod environment;
 mod figures;
 mod fleet;
 mod hold;
+mod observer;
+mod outputs;
 mod payload;
 mod plan;
 mod process;
+mod progress;
 mod random;
 mod report;
 mod run;
 mod schedule;
+mod series;
 mod target;
 mod verdict;
 mod verifier;
@@ -31,13 +37,11 @@ mod worker;
 use anyhow::Context;
 use clap::Parser;
 use cli::{Args, Command};
+use outputs::{Files, Outcome};
 use plan::Plan;
-use report::Report;
-use serde_json::to_string_pretty as to_json;
+use report::{Report, compare};
 use std::{
-    fs::{self, File},
     io::{self, Write},
-    path::Path,
     process::ExitCode,
 };
 use verdict::Verdict;
@@ -49,6 +53,9 @@ static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 const NO_RESULT: u8 = 2;
 
 fn main() -> ExitCode {
+    if let Some(code) = compare::main() {
+        return ExitCode::from(code);
+    }
     let args = Args::parse();
     let done = match &args.command {
         Some(Command::Plan { print }) => show_plans(print.as_deref()).map(|()| ExitCode::SUCCESS),
@@ -74,59 +81,29 @@ fn show_plans(name: Option<&str>) -> anyhow::Result<()> {
 
 fn measure(args: &Args) -> anyhow::Result<Verdict> {
     let plan = args.plan()?;
-    // Before the run, which may be long, so that a wrong path does not cost its result; and so
-    // that no result of an earlier run is left behind by one that has none.
-    let mut json = args.json.as_deref().map(create).transpose()?;
-    let result = match carry_out(args, &plan) {
-        Ok(result) => result,
-        Err(error) => {
-            args.json.as_deref().map_or(Ok(()), remove)?;
-            return Err(error);
+    let files = Files::create(&args.outputs)?;
+    match carry_out(args, &plan) {
+        Ok(outcome) => {
+            files.write(&outcome)?;
+            Ok(outcome.verdict)
         }
-    };
-    let mut out = io::stdout().lock();
-    out.write_all(result.table.as_bytes())
-        .context("cannot print the result")?;
-    if let Some(file) = &mut json {
-        writeln!(file, "{}", result.json).context("cannot write the result")?;
+        Err(error) => {
+            files.remove()?;
+            Err(error)
+        }
     }
-    Ok(result.verdict)
-}
-
-/// A result in the forms in which it leaves.
-struct Outcome {
-    verdict: Verdict,
-    table: String,
-    json: String,
 }
 
 fn carry_out(args: &Args, plan: &Plan) -> anyhow::Result<Outcome> {
-    let (verdict, table, json) = match plan.hold {
+    match plan.hold {
         None => {
-            let report = Report::new(&run::run(args, plan)?);
-            (report.verdict, report.table(), to_json(&report))
+            let measured = run::run(args, plan)?;
+            let report = Report::new(&measured);
+            Outcome::new(&report, &report, report.table(), measured.observed)
         }
         Some(hold) => {
-            let report = hold::run(args, plan, hold)?;
-            let verdict = report.messages.verdict;
-            (verdict, report.table(), to_json(&report))
+            let (report, observed) = hold::run(args, plan, hold)?;
+            Outcome::new(&report, &report.messages, report.table(), observed)
         }
-    };
-    Ok(Outcome {
-        verdict,
-        table,
-        json: json.context("the result cannot be written as JSON")?,
-    })
-}
-
-fn create(file: &Path) -> anyhow::Result<File> {
-    File::create(file).with_context(|| format!("cannot write {}", file.display()))
-}
-
-/// Only what [`create`] may have made: not a device or a pipe.
-fn remove(file: &Path) -> io::Result<()> {
-    if fs::symlink_metadata(file)?.is_file() {
-        fs::remove_file(file)?;
     }
-    Ok(())
 }

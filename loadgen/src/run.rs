@@ -3,9 +3,12 @@
 use crate::{
     cli::Args,
     control::{Control, Gauges},
+    environment::Means,
     fleet::Credentials,
+    observer::Observer,
     plan::{Plan, Protocol},
     process::{self, Usage},
+    progress::Progress,
     random::mix,
     report::{Measured, MeasuredServer, grouped},
     target::{self, Target},
@@ -16,9 +19,9 @@ use portico_client::many::{Clock, loopback_sources};
 use portico_wire::ids::DeviceId;
 use std::{
     fs::File,
-    io::{self, IsTerminal, Read},
+    io::{self, Read},
     net::{IpAddr, SocketAddr},
-    sync::atomic::{AtomicU64, Ordering},
+    sync::atomic::Ordering,
     thread,
     time::{Duration, Instant},
 };
@@ -98,7 +101,18 @@ pub(crate) fn run(args: &Args, plan: &Plan) -> anyhow::Result<Measured> {
         })
         .collect();
 
-    let progress = Progress::new(args.progress || io::stderr().is_terminal(), &gauges);
+    let means = Means {
+        target_is_local: target.is_local,
+        ports_per_address: ports(),
+        addresses: sources.len().max(1),
+        files,
+        connections: u64::from(plan.connections),
+    };
+    let view = View {
+        gauges: &gauges,
+        progress: Progress::new(args.progress),
+        observer: Observer::new(clock, pid, means),
+    };
     let (led, outcomes) = thread::scope(|scope| {
         let workers: Vec<_> = assignments
             .iter()
@@ -106,7 +120,7 @@ pub(crate) fn run(args: &Args, plan: &Plan) -> anyhow::Result<Measured> {
             .map(|(assignment, gauges)| scope.spawn(|| worker::run(assignment, &control, gauges)))
             .collect();
         let is_over = || workers.iter().any(thread::ScopedJoinHandle::is_finished);
-        let led = lead(plan, clock, &control, progress, &is_over, pid);
+        let led = lead(plan, clock, &control, view, &is_over, pid);
         control.finish();
         let outcomes: Vec<_> = workers
             .into_iter()
@@ -119,7 +133,8 @@ pub(crate) fn run(args: &Args, plan: &Plan) -> anyhow::Result<Measured> {
         (led, outcomes)
     });
     let outcomes = outcomes.into_iter().collect::<anyhow::Result<Vec<_>>>()?;
-    let led = led?;
+    let (led, view) = led?;
+    let observed = view.observer.finish(&gauges);
 
     let server = pid.zip(at_rest).and_then(|(pid, at_rest)| {
         let (connected, end) = led.usage?;
@@ -131,7 +146,8 @@ pub(crate) fn run(args: &Args, plan: &Plan) -> anyhow::Result<Measured> {
             end,
         })
     });
-    let measured = Measured::new(args, plan, run, led.connections, server);
+    let mut measured = Measured::new(args, plan, run, led.connections, server);
+    measured.observed = observed;
     Ok(add_up(measured, led.start_us, outcomes))
 }
 
@@ -144,18 +160,18 @@ struct Led {
 }
 
 /// Leads the workers from connecting to done.
-fn lead(
+fn lead<'a>(
     plan: &Plan,
     clock: Clock,
     control: &Control,
-    mut progress: Progress<'_>,
+    mut view: View<'a>,
     is_over: &dyn Fn() -> bool,
     pid: Option<u32>,
-) -> anyhow::Result<Led> {
+) -> anyhow::Result<(Led, View<'a>)> {
     let patience = CONNECT_PATIENCE + Duration::from_millis(u64::from(plan.connections));
     let begun = Instant::now();
     let connections = loop {
-        let up = progress.up();
+        let up = view.up();
         if let Some(obstacle) = control.obstacle() {
             bail!("{obstacle}");
         }
@@ -175,24 +191,26 @@ fn lead(
             }
             break up;
         }
-        progress.tick("connecting");
+        view.turn("connecting");
         thread::sleep(POLL);
     };
     let connected = pid.and_then(process::usage);
     let start_us = clock.now().mono_us + START_DELAY_US;
     control.start(start_us);
-    while !progress.all_done() && !is_over() {
+    view.observer.will_send(start_us, plan.duration);
+    while !view.all_done() && !is_over() {
         let late_us = clock.now().mono_us.saturating_sub(start_us);
         let sending = late_us < plan.duration.as_micros() as u64;
-        progress.tick(if sending { "sending" } else { "draining" });
+        view.turn(if sending { "sending" } else { "draining" });
         thread::sleep(POLL);
     }
     let end = pid.and_then(process::usage);
-    Ok(Led {
+    let led = Led {
         connections,
         start_us,
         usage: connected.zip(end),
-    })
+    };
+    Ok((led, view))
 }
 
 /// Adds what the workers found to `measured`; `start_us` is when the first message was due.
@@ -236,10 +254,14 @@ pub(crate) const fn first_user(run: u64) -> u64 {
     USER_RUN_BIT | (run & USER_RUN_MASK) << USER_NUMBER_BITS
 }
 
+/// Local ports of one address.
+pub(crate) fn ports() -> usize {
+    process::ephemeral_ports().unwrap_or(PORTS_DEFAULT)
+}
+
 /// Connections that are planned for one local address.
 pub(crate) fn ports_per_source() -> usize {
-    let ports = process::ephemeral_ports().unwrap_or(PORTS_DEFAULT);
-    (ports as f64 * PORTS_SHARE) as usize
+    (ports() as f64 * PORTS_SHARE) as usize
 }
 
 fn sources(target: SocketAddr, connections: u32) -> anyhow::Result<Vec<IpAddr>> {
@@ -277,34 +299,17 @@ pub(crate) fn run_id() -> io::Result<u64> {
     Ok(mix(u64::from_le_bytes(bytes)))
 }
 
-/// A line a second on standard error.
-struct Progress<'a> {
+/// What the coordinating thread sees of the workers.
+struct View<'a> {
     gauges: &'a [Gauges],
-    wanted: bool,
-    begun: Instant,
-    printed: Instant,
-    delivered: u64,
+    progress: Progress,
+    observer: Observer,
 }
 
-impl<'a> Progress<'a> {
-    fn new(wanted: bool, gauges: &'a [Gauges]) -> Self {
-        let begun = Instant::now();
-        Self {
-            gauges,
-            wanted,
-            begun,
-            printed: begun,
-            delivered: 0,
-        }
-    }
-
-    fn sum(&self, gauge: fn(&Gauges) -> &AtomicU64) -> u64 {
-        let load = |gauges| gauge(gauges).load(Ordering::Relaxed);
-        self.gauges.iter().map(load).sum()
-    }
-
+impl View<'_> {
     fn up(&self) -> u64 {
-        self.sum(|gauges| &gauges.up)
+        let up = |gauges: &Gauges| gauges.up.load(Ordering::Relaxed);
+        self.gauges.iter().map(up).sum()
     }
 
     fn all_done(&self) -> bool {
@@ -312,25 +317,9 @@ impl<'a> Progress<'a> {
         done.all(|done| done.load(Ordering::Relaxed))
     }
 
-    fn tick(&mut self, stage: &str) {
-        let passed = self.printed.elapsed();
-        if passed < Duration::from_secs(1) {
-            return;
-        }
-        self.printed = Instant::now();
-        let delivered = self.sum(|gauges| &gauges.delivered);
-        let rate = (delivered - self.delivered) as f64 / passed.as_secs_f64();
-        self.delivered = delivered;
-        if self.wanted {
-            eprintln!(
-                "{:>4.0} s  {stage:<10}  {:>9} up  {:>12} sent  {:>12} accepted  {:>12} delivered  {:>9}/s",
-                self.begun.elapsed().as_secs_f64(),
-                grouped(self.up()),
-                grouped(self.sum(|gauges| &gauges.sent)),
-                grouped(self.sum(|gauges| &gauges.accepted)),
-                grouped(delivered),
-                grouped(rate as u64),
-            );
+    fn turn(&mut self, stage: &str) {
+        if self.observer.turn(self.gauges, || 0) {
+            self.progress.print(stage, &self.observer);
         }
     }
 }

@@ -5,7 +5,8 @@
 //! - `invalid`: the generator could not do what the plan says, so that neither the figures nor a
 //!   missing message prove anything about the gateway. The schedule counts as kept when 99 of 100
 //!   messages were handed to the driver within `--slip-max` of their time; latencies include the
-//!   slip, so below that bound they are at worst too long by it.
+//!   slip, so below that bound they are at worst too long by it. What the machine did meanwhile is
+//!   judged in [`crate::environment`].
 //! - `fail` also: a message or a delivered mark is missing, was refused or never answered, in a run
 //!   that is valid.
 //! - `pass`: none of these.
@@ -85,8 +86,9 @@ pub(crate) fn judge(measured: &Measured) -> (Verdict, Vec<String>) {
     }
     if transport.exhausted > 0 {
         reasons.push(format!(
-            "{} connection attempts found no local port or file descriptor left",
-            grouped(transport.exhausted)
+            "{} connection attempts found no local port or file descriptor left{}",
+            grouped(transport.exhausted),
+            measured.observed.environment.means_at_hand()
         ));
     }
     let slip_us = Percentiles::of(&measured.slip_us).p99;
@@ -105,6 +107,11 @@ pub(crate) fn judge(measured: &Measured) -> (Verdict, Vec<String>) {
             BUSY_MAX * 100.0
         ));
     }
+    let doubts = measured
+        .observed
+        .environment
+        .doubts(counts.sent, plan.spins());
+    reasons.extend(doubts.invalid);
     if measured.withheld > 0 {
         reasons.push(format!(
             "{} messages were withheld: too many were on their way for the verifier's memory",
@@ -196,7 +203,8 @@ mod tests {
 
     #[test]
     fn a_generator_that_failed_proves_nothing() {
-        let faults: [fn(&mut Measured); 6] = [
+        let faults: [fn(&mut Measured); 7] = [
+            |m| m.observed.environment.clock_step_ms = 60_000,
             |m| m.connections = 999,
             |m| m.transport.exhausted = 1,
             |m| m.slip_us.record(20_000).expect("within bounds"),
@@ -221,6 +229,17 @@ mod tests {
             m.slip_us.record(20_000).expect("within bounds");
         });
         assert_eq!(late, (Verdict::Invalid, 1));
+    }
+
+    #[test]
+    fn whoever_ran_out_of_ports_is_told_how_many_there_were() {
+        let mut measured = good();
+        measured.transport.exhausted = 7;
+        let means = &mut measured.observed.environment.means;
+        (means.ports_per_address, means.addresses, means.files) = (28_232, 2, 20_000);
+        let (_, reasons) = judge(&measured);
+        let told = "left (28,232 ports on each of 2 address(es), 20,000 open files allowed)";
+        assert!(reasons[0].ends_with(told), "{reasons:?}");
     }
 
     #[test]

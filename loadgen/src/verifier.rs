@@ -424,6 +424,12 @@ impl Verifier {
         &self.counts
     }
 
+    /// Running totals: latency, service time, time to the answer.
+    pub(crate) const fn times_us(&self) -> [&Histogram<u64>; 3] {
+        let times = &self.times;
+        [&times.latency_us, &times.service_us, &times.sent_latency_us]
+    }
+
     pub(crate) const fn flows(&self) -> &Flows {
         &self.flows
     }

@@ -95,6 +95,11 @@ pub(crate) struct Transport {
 }
 
 impl Transport {
+    /// Ends and attempts that nobody here wanted, and faults.
+    pub(crate) const fn errors(&self) -> u64 {
+        self.reconnects + self.connect_failures + self.protocol_faults
+    }
+
     pub(crate) fn add(&mut self, other: Self) {
         self.reconnects += other.reconnects;
         self.connect_failures += other.connect_failures;

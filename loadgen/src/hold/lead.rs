@@ -10,6 +10,7 @@ use super::{
 };
 use crate::{
     control::{Control, Gauges},
+    observer::Observer,
     plan::{Hold, Plan},
     process::{self, Usage},
     run::{POLL, START_DELAY_US},
@@ -91,6 +92,12 @@ impl View<'_> {
         }
     }
 
+    /// Connections that only stay.
+    fn held(&self) -> u64 {
+        let live = |gauges: &HolderGauges| gauges.live.load(Ordering::Relaxed);
+        self.holders.iter().map(live).sum()
+    }
+
     pub(super) fn mark(&self) -> Mark {
         let totals = self.totals();
         Mark {
@@ -120,6 +127,7 @@ pub(super) struct Lead<'a> {
     pub control: &'a Control,
     pub view: View<'a>,
     pub progress: Progress,
+    pub observer: &'a mut Observer,
     /// A thread has ended before its time.
     pub is_over: &'a dyn Fn() -> bool,
 }
@@ -152,6 +160,7 @@ impl Lead<'_> {
             self.control.cut_at(send_us + (end_us - send_us) / 3);
         }
         self.control.start(send_us);
+        self.observer.will_send(send_us, self.plan.duration);
         let (cut, back) = self.sending(end_us)?;
         let sent = self.view.mark();
         self.wait("drain", |view, _| view.is_done())?;
@@ -216,6 +225,8 @@ impl Lead<'_> {
             if is_enough(&self.view, totals.live) {
                 return Ok(());
             }
+            let view = self.view;
+            self.observer.turn(view.workers, || view.held());
             self.progress.tick(stage, totals);
             thread::sleep(POLL);
         }

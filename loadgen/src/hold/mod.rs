@@ -25,7 +25,9 @@ pub(crate) use figures::HoldReport;
 use crate::{
     cli::Args,
     control::{Control, Gauges},
+    environment::Means,
     fleet::{CLIENT, Credentials},
+    observer::{Observed, Observer},
     plan::{Hold, Plan},
     process,
     report::{Measured, MeasuredServer, grouped},
@@ -76,7 +78,7 @@ struct Setting<'a> {
 }
 
 /// Carries the plan out. An error means that there is no result at all.
-pub(crate) fn run(args: &Args, plan: &Plan, hold: Hold) -> anyhow::Result<HoldReport> {
+pub(crate) fn run(args: &Args, plan: &Plan, hold: Hold) -> anyhow::Result<(HoldReport, Observed)> {
     let target = Target::find(args)?;
     let key = target::load_key(args)?;
     let facts = Facts::read(&target).context("cannot raise the open file limit")?;
@@ -120,11 +122,11 @@ pub(crate) fn run(args: &Args, plan: &Plan, hold: Hold) -> anyhow::Result<HoldRe
             + plan.drain
             + TOKEN_RESERVE,
     };
-    setting.carry_out(progress)
+    setting.carry_out(progress, facts.open_files)
 }
 
 impl Setting<'_> {
-    fn carry_out(&self, progress: Progress) -> anyhow::Result<HoldReport> {
+    fn carry_out(&self, progress: Progress, files: u64) -> anyhow::Result<(HoldReport, Observed)> {
         let control = Control::new();
         let workers = gauges::<Gauges>(self.args.workers());
         let holders = gauges::<HolderGauges>(self.needs.holders as usize);
@@ -135,6 +137,15 @@ impl Setting<'_> {
             workers: &workers,
             holders: &holders,
         };
+        let means = Means {
+            target_is_local: self.target.is_local,
+            ports_per_address: run::ports(),
+            addresses: self.sources.len().max(1),
+            files,
+            // Each thread that holds has a table of its own; only the active ones share one.
+            connections: u64::from(self.hold.active),
+        };
+        let mut observer = Observer::new(self.clock, self.target.pid, means);
         let start = view.mark();
         let (slab_before, mut slab_after) = (Slab::read(), None);
 
@@ -160,6 +171,7 @@ impl Setting<'_> {
                 control: &control,
                 view,
                 progress,
+                observer: &mut observer,
                 is_over: &|| {
                     held.iter().any(ScopedJoinHandle::is_finished)
                         || outcomes.iter().any(ScopedJoinHandle::is_finished)
@@ -172,7 +184,8 @@ impl Setting<'_> {
         // A thread that failed is why the others got no further.
         let (outcomes, held, marks) = (outcomes?, held?, marks?);
         let kernel = self.kernel(slab_before, slab_after, &marks);
-        Ok(self.report(outcomes, held, &marks, kernel))
+        let observed = observer.finish(&workers);
+        Ok(self.report(outcomes, held, &marks, kernel, observed))
     }
 
     /// The active users are the first of the run.
@@ -254,7 +267,8 @@ impl Setting<'_> {
         parts: Vec<Held>,
         marks: &Marks,
         kernel: Option<Kernel>,
-    ) -> HoldReport {
+        observed: Observed,
+    ) -> (HoldReport, Observed) {
         let server = self.target.pid.and_then(|pid| {
             Some(MeasuredServer {
                 pid,
@@ -266,10 +280,11 @@ impl Setting<'_> {
         });
         let active = u64::from(self.hold.active);
         let measured = Measured::new(self.args, &self.active_plan, self.run, active, server);
-        let measured = add_up(measured, marks.send_us, outcomes);
+        let mut measured = add_up(measured, marks.send_us, outcomes);
+        measured.observed = observed;
         let mut held = Held::new();
         parts.into_iter().for_each(|part| held.add(part));
-        HoldReport::new(&Measurement {
+        let report = HoldReport::new(&Measurement {
             plan: self.plan,
             hold: self.hold,
             needs: self.needs,
@@ -278,7 +293,8 @@ impl Setting<'_> {
             measured: &measured,
             held: &held,
             kernel,
-        })
+        });
+        (report, measured.observed)
     }
 }
 

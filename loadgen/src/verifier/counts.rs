@@ -53,6 +53,17 @@ impl Counts {
         self.refused.values().sum()
     }
 
+    /// What is wrong with messages, as far as it is known before the end.
+    pub(crate) fn errors(&self) -> u64 {
+        self.duplicated
+            + self.reordered
+            + self.misrouted
+            + self.corrupt
+            + self.misnumbered
+            + self.refused_delivered
+            + self.refused_total()
+    }
+
     pub(crate) fn add(&mut self, other: &Self) {
         // Taken apart, so that a new field cannot be forgotten here.
         let Self {

@@ -13,6 +13,7 @@ use crate::{
     plan::{Flows, Pace, Plan},
     process::thread_cpu_us,
     schedule::Schedule,
+    series::Tap,
     verifier::{Verifier, histogram},
 };
 use hdrhistogram::Histogram;
@@ -40,6 +41,7 @@ pub(super) struct Worker<'a> {
     disturbance: Option<Disturbance>,
     body: Vec<u8>,
     slip_us: Histogram<u64>,
+    tap: Tap,
     not_queued: u64,
     withheld: u64,
     sending_cpu_us: u64,
@@ -81,6 +83,7 @@ impl<'a> Worker<'a> {
             disturbance: None,
             body: Vec::with_capacity(plan.body_bytes),
             slip_us: histogram(),
+            tap: Tap::new(),
             not_queued: 0,
             withheld: 0,
             sending_cpu_us: 0,
@@ -112,6 +115,12 @@ impl<'a> Worker<'a> {
     }
 
     fn turn(&mut self, wait_us: u64) -> io::Result<()> {
+        if self.control.reached(Stage::Sending) {
+            let since_us = self.now_us().saturating_sub(self.control.start_us());
+            let [latency, service, sent] = self.watch.verifier.times_us();
+            let totals = [latency, service, sent, &self.slip_us];
+            self.tap.tick(since_us, totals, &self.gauges.intervals);
+        }
         let watch = &mut self.watch;
         match &self.disturbance {
             Some(disturbance) => watch.verifier.set_storm_us(disturbance.span_us()),
@@ -140,6 +149,8 @@ impl<'a> Worker<'a> {
         self.gauges
             .delivered
             .store(counts.delivered, Ordering::Relaxed);
+        let errors = counts.errors() + self.watch.transport.errors();
+        self.gauges.errors.store(errors, Ordering::Relaxed);
         Ok(())
     }
 
@@ -392,6 +403,9 @@ impl<'a> Worker<'a> {
 
     pub(super) fn finish(mut self) -> Outcome {
         self.fleet.close_all();
+        let [latency, service, sent] = self.watch.verifier.times_us();
+        let totals = [latency, service, sent, &self.slip_us];
+        self.tap.flush(totals, &self.gauges.intervals);
         let mut figures = self.watch.figures;
         figures.missing(self.watch.away);
         if let Some(disturbance) = self.disturbance {

@@ -7,6 +7,7 @@
 mod fake_gateway;
 mod hold;
 mod plans;
+mod reports;
 
 use fake_gateway::{FakeGateway, Fault};
 use portico_client::mint::SigningKey;
@@ -285,7 +286,7 @@ fn a_missing_answer_is_not_a_lost_message() {
 /// The plan goes on as if nothing were wrong, within the memory that was planned for it.
 #[test]
 fn what_a_gateway_never_answers_is_not_queued_without_end() {
-    let (code, result) = measure(Fault::Swallow, "--duration 1s --rate 12000 --drain 1s");
+    let (code, result) = measure(Fault::Swallow, "--duration 3s --rate 4000 --drain 1s");
     assert_eq!(code, 1, "{result:#}");
     let outboxes = USERS * 512;
     assert_eq!(result["sent"], outboxes);

@@ -3,6 +3,8 @@
 //! Everything comes from `/proc`. What cannot be read (another user's process, another machine) is
 //! absent from the report; it is never guessed.
 
+pub(crate) mod kernel;
+
 use rustix::{
     process::{Resource, Rlimit, getrlimit, setrlimit},
     time::{ClockId, clock_gettime},

@@ -1,0 +1,131 @@
+//! The files in which a result leaves, beside the table on standard output.
+
+use crate::{
+    observer::Observed,
+    report::{Report, hlog, html, to_json},
+    verdict::Verdict,
+};
+use anyhow::Context;
+use serde::Serialize;
+use std::{
+    fs::{self, File},
+    io::{self, BufWriter, Write},
+    path::{Path, PathBuf},
+};
+
+#[derive(Clone, Debug, Default, clap::Args)]
+pub(crate) struct Outputs {
+    /// Write the result to FILE as JSON
+    #[arg(long, value_name = "FILE")]
+    pub json: Option<PathBuf>,
+    /// Write the result to FILE as a page with charts, which needs nothing else
+    #[arg(long, value_name = "FILE")]
+    pub html: Option<PathBuf>,
+    /// Write the times of each second to FILE, for the tools of HdrHistogram
+    #[arg(long, value_name = "FILE")]
+    pub hlog: Option<PathBuf>,
+}
+
+/// A result in the forms in which it leaves.
+#[derive(Debug)]
+pub(crate) struct Outcome {
+    pub verdict: Verdict,
+    table: String,
+    json: String,
+    html: String,
+    observed: Observed,
+}
+
+impl Outcome {
+    /// `all` is what the JSON file has; `report` the part of it that every plan has.
+    pub(crate) fn new(
+        all: &impl Serialize,
+        report: &Report,
+        table: String,
+        observed: Observed,
+    ) -> anyhow::Result<Self> {
+        Ok(Self {
+            verdict: report.verdict,
+            json: to_json(all).context("the result cannot be written as JSON")?,
+            html: html::page(report, &table),
+            table,
+            observed,
+        })
+    }
+}
+
+/// Created before the run, which may be long, so that a wrong path does not cost its result; and
+/// so that no result of an earlier run is left behind by one that has none.
+#[derive(Debug)]
+pub(crate) struct Files {
+    json: Option<Output>,
+    html: Option<Output>,
+    hlog: Option<Output>,
+}
+
+#[derive(Debug)]
+struct Output {
+    path: PathBuf,
+    file: File,
+}
+
+impl Files {
+    pub(crate) fn create(outputs: &Outputs) -> anyhow::Result<Self> {
+        let create = |path: &Option<PathBuf>| path.as_deref().map(Output::create).transpose();
+        Ok(Self {
+            json: create(&outputs.json)?,
+            html: create(&outputs.html)?,
+            hlog: create(&outputs.hlog)?,
+        })
+    }
+
+    /// Prints the table and fills the files.
+    pub(crate) fn write(self, outcome: &Outcome) -> anyhow::Result<()> {
+        let mut out = io::stdout().lock();
+        out.write_all(outcome.table.as_bytes())
+            .context("cannot print the result")?;
+        if let Some(json) = self.json {
+            json.write(|file| Ok(writeln!(file, "{}", outcome.json)?))?;
+        }
+        if let Some(html) = self.html {
+            html.write(|file| Ok(file.write_all(outcome.html.as_bytes())?))?;
+        }
+        if let Some(output) = self.hlog {
+            output.write(|file| hlog::write(file, &outcome.observed))?;
+        }
+        Ok(())
+    }
+
+    /// There is no result.
+    pub(crate) fn remove(self) -> io::Result<()> {
+        let outputs = [self.json, self.html, self.hlog];
+        outputs.into_iter().flatten().try_for_each(Output::remove)
+    }
+}
+
+impl Output {
+    fn create(path: &Path) -> anyhow::Result<Self> {
+        let file =
+            File::create(path).with_context(|| format!("cannot write {}", path.display()))?;
+        let path = path.to_owned();
+        Ok(Self { path, file })
+    }
+
+    fn write(
+        self,
+        fill: impl FnOnce(&mut BufWriter<File>) -> anyhow::Result<()>,
+    ) -> anyhow::Result<()> {
+        let mut file = BufWriter::new(self.file);
+        fill(&mut file)
+            .and_then(|()| Ok(file.flush()?))
+            .with_context(|| format!("cannot write the result to {}", self.path.display()))
+    }
+
+    /// Only what [`Self::create`] may have made: not a device or a pipe.
+    fn remove(self) -> io::Result<()> {
+        if fs::symlink_metadata(&self.path)?.is_file() {
+            fs::remove_file(&self.path)?;
+        }
+        Ok(())
+    }
+}
