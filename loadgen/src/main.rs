@@ -11,6 +11,7 @@
 //! Share code with the gateway beyond the wire protocol: a fault of the server cannot be repeated,
 //! and so hidden, by the tool that looks for it.
 
+mod capacity;
 mod cli;
 mod control;
 // Until the worker drives one.
@@ -27,6 +28,7 @@ mod schedule;
 mod target;
 mod verdict;
 mod verifier;
+mod watch;
 mod worker;
 
 use anyhow::Context;
@@ -50,8 +52,8 @@ static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 const NO_RESULT: u8 = 2;
 
 fn main() -> ExitCode {
-    let args = Args::parse();
-    match measure(&args) {
+    let outcome = capacity::from_command_line().unwrap_or_else(|| measure(&Args::parse()));
+    match outcome {
         Ok(verdict) => ExitCode::from(verdict.exit_code()),
         Err(error) => {
             eprintln!("portico-loadgen: {error:#}");
@@ -62,20 +64,28 @@ fn main() -> ExitCode {
 
 fn measure(args: &Args) -> anyhow::Result<Verdict> {
     let plan = args.plan()?;
+    deliver(args.json.as_deref(), || carry_out(args, &plan))
+}
+
+/// Carries something out, prints its result, and writes it to a file where that is wanted.
+fn deliver(
+    json: Option<&Path>,
+    carry_out: impl FnOnce() -> anyhow::Result<Outcome>,
+) -> anyhow::Result<Verdict> {
     // Before the run, which may be long, so that a wrong path does not cost its result; and so
     // that no result of an earlier run is left behind by one that has none.
-    let mut json = args.json.as_deref().map(create).transpose()?;
-    let result = match carry_out(args, &plan) {
+    let mut file = json.map(create).transpose()?;
+    let result = match carry_out() {
         Ok(result) => result,
         Err(error) => {
-            args.json.as_deref().map_or(Ok(()), remove)?;
+            json.map_or(Ok(()), remove)?;
             return Err(error);
         }
     };
     let mut out = io::stdout().lock();
     out.write_all(result.table.as_bytes())
         .context("cannot print the result")?;
-    if let Some(file) = &mut json {
+    if let Some(file) = &mut file {
         writeln!(file, "{}", result.json).context("cannot write the result")?;
     }
     Ok(result.verdict)

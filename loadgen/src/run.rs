@@ -8,6 +8,7 @@ use crate::{
     random::mix,
     report::{Measured, MeasuredServer, grouped},
     target::{self, Target},
+    watch::{Sight, Watch},
     worker::{self, Assignment, Outcome},
 };
 use anyhow::{Context, anyhow, bail};
@@ -51,6 +52,15 @@ const _: () = assert!(
 
 /// Carries the plan out. An error means that there is no result at all.
 pub(crate) fn run(args: &Args, plan: &Plan) -> anyhow::Result<Measured> {
+    run_watched(args, plan, &mut |_| false)
+}
+
+/// The same, with somebody who may end the sending early.
+pub(crate) fn run_watched(
+    args: &Args,
+    plan: &Plan,
+    watch: &mut Watch<'_>,
+) -> anyhow::Result<Measured> {
     let target = Target::find(args)?;
     let key = target::load_key(args)?;
     let files = process::raise_open_file_limit().context("cannot raise the open file limit")?;
@@ -101,7 +111,7 @@ pub(crate) fn run(args: &Args, plan: &Plan) -> anyhow::Result<Measured> {
             .map(|(assignment, gauges)| scope.spawn(|| worker::run(assignment, &control, gauges)))
             .collect();
         let is_over = || workers.iter().any(thread::ScopedJoinHandle::is_finished);
-        let led = lead(plan, clock, &control, progress, &is_over, pid);
+        let led = lead(plan, clock, &control, progress, &is_over, pid, watch);
         control.finish();
         let outcomes: Vec<_> = workers
             .into_iter()
@@ -126,7 +136,8 @@ pub(crate) fn run(args: &Args, plan: &Plan) -> anyhow::Result<Measured> {
             end,
         })
     });
-    let measured = Measured::new(args, plan, run, led.connections, server);
+    let mut measured = Measured::new(args, plan, run, led.connections, server);
+    measured.window_us = led.sending_us;
     Ok(add_up(measured, led.start_us, outcomes))
 }
 
@@ -134,6 +145,8 @@ pub(crate) fn run(args: &Args, plan: &Plan) -> anyhow::Result<Measured> {
 struct Led {
     connections: u64,
     start_us: u64,
+    /// The plan's duration, or less when the watch ended it.
+    sending_us: u64,
     /// Of the server, before the first message and at the end.
     usage: Option<(Usage, Usage)>,
 }
@@ -146,6 +159,7 @@ fn lead(
     mut progress: Progress<'_>,
     is_over: &dyn Fn() -> bool,
     pid: Option<u32>,
+    watch: &mut Watch<'_>,
 ) -> anyhow::Result<Led> {
     let patience = CONNECT_PATIENCE + Duration::from_millis(u64::from(plan.connections));
     let begun = Instant::now();
@@ -169,9 +183,14 @@ fn lead(
     let connected = pid.and_then(process::usage);
     let start_us = clock.now().mono_us + START_DELAY_US;
     control.start(start_us);
+    let mut sending_us = plan.duration.as_micros() as u64;
     while !progress.all_done() && !is_over() {
-        let late_us = clock.now().mono_us.saturating_sub(start_us);
-        let sending = late_us < plan.duration.as_micros() as u64;
+        let passed_us = clock.now().mono_us.saturating_sub(start_us);
+        let sending = passed_us < sending_us;
+        if sending && watch(&progress.sight(passed_us)) {
+            control.drain();
+            sending_us = passed_us.max(1);
+        }
         progress.tick(if sending { "sending" } else { "draining" });
         thread::sleep(POLL);
     }
@@ -179,6 +198,7 @@ fn lead(
     Ok(Led {
         connections,
         start_us,
+        sending_us,
         usage: connected.zip(end),
     })
 }
@@ -286,6 +306,15 @@ impl<'a> Progress<'a> {
 
     fn up(&self) -> u64 {
         self.sum(|gauges| &gauges.up)
+    }
+
+    fn sight(&self, passed_us: u64) -> Sight {
+        Sight {
+            passed_us,
+            sent: self.sum(|gauges| &gauges.sent),
+            accepted: self.sum(|gauges| &gauges.accepted),
+            delivered: self.sum(|gauges| &gauges.delivered),
+        }
     }
 
     fn all_done(&self) -> bool {

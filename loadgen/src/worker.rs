@@ -271,7 +271,7 @@ impl<'a> Worker<'a> {
             self.turn(start_us.saturating_sub(self.many.now().mono_us))?;
         }
         let cpu_us = thread_cpu_us();
-        while !self.control.reached(Stage::Finishing) {
+        while !self.control.reached(Stage::Draining) {
             let now_us = self.many.now().mono_us;
             for _ in 0..SENDS_PER_TURN_MAX {
                 let Some((number, due_us)) = schedule.pop_due(now_us) else {
