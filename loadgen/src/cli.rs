@@ -3,6 +3,7 @@
 use crate::{
     payload::BODY_BYTES_MIN,
     plan::{Hold, Plan},
+    remote,
 };
 use clap::Parser;
 use portico_client::mint::KEY_FILE;
@@ -11,7 +12,7 @@ use std::{path::PathBuf, time::Duration};
 /// Users of one run get consecutive ids below a power of two; see `run.rs`.
 pub(crate) const CONNECTIONS_MAX: u32 = 4_000_000;
 /// Room for the Envelope around a body.
-const BODY_BYTES_MAX: usize = 63_000;
+pub(crate) const BODY_BYTES_MAX: usize = 63_000;
 const RATE_MAX: f64 = 10_000_000.0;
 const RAMP_PER_S_MAX: u32 = 1_000_000;
 const HEARTBEAT_S_MAX: u16 = 3_600;
@@ -95,6 +96,8 @@ pub(crate) struct Args {
     /// Say how far the run is on standard error even when that is no terminal
     #[arg(long)]
     pub progress: bool,
+    #[command(flatten)]
+    pub remote: remote::Flags,
 }
 
 /// Why a command line cannot be run.
@@ -249,7 +252,7 @@ pub(crate) struct Cpus(pub Vec<usize>);
 /// The highest processor number that a CPU set can hold, plus one.
 const CPUS_MAX: usize = 1_024;
 
-fn parse_cpus(text: &str) -> Result<Cpus, String> {
+pub(crate) fn parse_cpus(text: &str) -> Result<Cpus, String> {
     let number = |text: &str| match text.trim().parse::<usize>() {
         Ok(cpu) if cpu < CPUS_MAX => Ok(cpu),
         _ => Err(format!(

@@ -22,19 +22,22 @@ mod payload;
 mod plan;
 mod process;
 mod random;
+mod remote;
 mod report;
 mod run;
 mod schedule;
 mod target;
+mod tokens;
 mod verdict;
 mod verifier;
 mod watch;
 mod worker;
 
-use anyhow::Context;
+use anyhow::{Context, bail};
 use clap::Parser;
 use cli::Args;
 use plan::Plan;
+use remote::Crew;
 use report::Report;
 use serde_json::to_string_pretty as to_json;
 use std::{
@@ -52,6 +55,9 @@ static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 const NO_RESULT: u8 = 2;
 
 fn main() -> ExitCode {
+    if let Some(code) = remote::from_command_line() {
+        return code;
+    }
     let outcome = capacity::from_command_line().unwrap_or_else(|| measure(&Args::parse()));
     match outcome {
         Ok(verdict) => ExitCode::from(verdict.exit_code()),
@@ -101,8 +107,11 @@ struct Outcome {
 fn carry_out(args: &Args, plan: &Plan) -> anyhow::Result<Outcome> {
     let (verdict, table, json) = match plan.hold {
         None => {
-            let report = Report::new(&run::run(args, plan)?);
+            let report = Report::new(&Crew::gather(&args.remote)?.run(args, plan, &mut |_| false)?);
             (report.verdict, report.table(), to_json(&report))
+        }
+        Some(_) if !args.remote.workers.is_empty() => {
+            bail!("--workers is for plans of messages; `hold` needs no other processes")
         }
         Some(hold) => {
             let report = hold::run(args, plan, hold)?;

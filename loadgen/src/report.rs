@@ -4,6 +4,7 @@ use crate::{
     cli::Args,
     plan::Plan,
     process::{Machine, Usage},
+    remote::Host,
     verdict::{Verdict, judge},
     verifier::{Counts, histogram},
     worker::Transport,
@@ -42,6 +43,10 @@ pub(crate) struct Measured {
     pub generator_busy: f64,
     pub workers: usize,
     pub server: Option<MeasuredServer>,
+    /// Why the figures prove nothing, from outside of them.
+    pub doubts: Vec<String>,
+    /// The workers elsewhere, if there were any.
+    pub hosts: Vec<Host>,
 }
 
 impl Measured {
@@ -74,6 +79,8 @@ impl Measured {
             generator_busy: 0.0,
             workers: 0,
             server,
+            doubts: Vec::new(),
+            hosts: Vec::new(),
         }
     }
 }
@@ -185,6 +192,9 @@ pub(crate) struct Report {
     pub slip_us: Percentiles,
     pub server: Option<Server>,
     pub generator: Generator,
+    /// Of runs with `--workers`.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub hosts: Vec<Host>,
     pub machine: Machine,
 }
 
@@ -265,6 +275,7 @@ impl Report {
                 cpu_us_per_message: per_message(measured.generator_cpu_us),
                 busy: round(measured.generator_busy, 1_000.0),
             },
+            hosts: measured.hosts.clone(),
             machine: measured.machine.clone(),
         }
     }
@@ -380,6 +391,15 @@ impl Report {
             self.generator.workers,
             self.generator.busy * 100.0
         )?;
+        for host in &self.hosts {
+            writeln!(
+                out,
+                "worker     {}: {} users, clock known to {} us",
+                host.name,
+                grouped(u64::from(host.users)),
+                grouped(host.clock.uncertainty_us)
+            )?;
+        }
         writeln!(out, "\n{}", self.verdict)?;
         for reason in &self.reasons {
             writeln!(out, "  {reason}")?;
@@ -457,6 +477,8 @@ pub(crate) mod tests {
             generator_busy: 0.1,
             workers: 1,
             server: None,
+            doubts: Vec::new(),
+            hosts: Vec::new(),
         }
     }
 

@@ -8,6 +8,7 @@ use crate::{
     random::mix,
     report::{Measured, MeasuredServer, grouped},
     target::{self, Target},
+    tokens::Tokens,
     watch::{Sight, Watch},
     worker::{self, Assignment, Outcome},
 };
@@ -40,7 +41,7 @@ pub(crate) const START_DELAY_US: u64 = 50_000;
 /// How long all connections may take: this, and a millisecond for each.
 const CONNECT_PATIENCE: Duration = Duration::from_secs(20);
 /// How often one worker opens a connection, at most.
-const CONNECTS_PER_S: u32 = 20_000;
+pub(crate) const CONNECTS_PER_S: u32 = 20_000;
 /// How much longer than the run a token is valid.
 pub(crate) const TOKEN_RESERVE: Duration = Duration::from_secs(3_600);
 pub(crate) const POLL: Duration = Duration::from_millis(10);
@@ -50,12 +51,8 @@ const _: () = assert!(
     "every user of a run has its own number"
 );
 
-/// Carries the plan out. An error means that there is no result at all.
-pub(crate) fn run(args: &Args, plan: &Plan) -> anyhow::Result<Measured> {
-    run_watched(args, plan, &mut |_| false)
-}
-
-/// The same, with somebody who may end the sending early.
+/// Carries the plan out on threads of this process; somebody looks on. An error means that there
+/// is no result at all.
 pub(crate) fn run_watched(
     args: &Args,
     plan: &Plan,
@@ -73,8 +70,7 @@ pub(crate) fn run_watched(
     }
     let sources = sources(target.address, plan.connections)?;
     let run = run_id().context("cannot read /dev/urandom")?;
-    let pid = target.pid;
-    let at_rest = pid.and_then(process::usage);
+    let at_rest = at_rest(target.pid);
 
     let clock = Clock::start();
     let control = Control::new();
@@ -91,7 +87,7 @@ pub(crate) fn run_watched(
             clock,
             target: target.address,
             sources: sources.clone(),
-            key: &key,
+            tokens: Tokens::Signed(&key),
             device: DeviceId(args.device),
             first_user: first_user + u64::from(*before),
             users: *users,
@@ -103,7 +99,14 @@ pub(crate) fn run_watched(
         })
         .collect();
 
-    let progress = Progress::new(args.progress || io::stderr().is_terminal(), &gauges);
+    let progress = Progress::new(wants_progress(args), &gauges);
+    let course = Course {
+        plan,
+        clock,
+        control: &control,
+        pid: at_rest.map(|(pid, _)| pid),
+        start_delay_us: START_DELAY_US,
+    };
     let (led, outcomes) = thread::scope(|scope| {
         let workers: Vec<_> = assignments
             .iter()
@@ -111,7 +114,7 @@ pub(crate) fn run_watched(
             .map(|(assignment, gauges)| scope.spawn(|| worker::run(assignment, &control, gauges)))
             .collect();
         let is_over = || workers.iter().any(thread::ScopedJoinHandle::is_finished);
-        let led = lead(plan, clock, &control, progress, &is_over, pid, watch);
+        let led = lead(&course, progress, &is_over, watch);
         control.finish();
         let outcomes: Vec<_> = workers
             .into_iter()
@@ -126,7 +129,28 @@ pub(crate) fn run_watched(
     let outcomes = outcomes.into_iter().collect::<anyhow::Result<Vec<_>>>()?;
     let led = led?;
 
-    let server = pid.zip(at_rest).and_then(|(pid, at_rest)| {
+    let measured = measured(args, plan, run, &led, at_rest);
+    Ok(add_up(measured, led.start_us, outcomes))
+}
+
+/// The process under test, before anything is connected.
+pub(crate) fn at_rest(pid: Option<u32>) -> Option<(u32, Usage)> {
+    pid.zip(pid.and_then(process::usage))
+}
+
+pub(crate) fn wants_progress(args: &Args) -> bool {
+    args.progress || io::stderr().is_terminal()
+}
+
+/// What the leading thread saw, before the workers' findings are added.
+pub(crate) fn measured(
+    args: &Args,
+    plan: &Plan,
+    run: u64,
+    led: &Led,
+    at_rest: Option<(u32, Usage)>,
+) -> Measured {
+    let server = at_rest.and_then(|(pid, at_rest)| {
         let (connected, end) = led.usage?;
         Some(MeasuredServer {
             pid,
@@ -138,13 +162,24 @@ pub(crate) fn run_watched(
     });
     let mut measured = Measured::new(args, plan, run, led.connections, server);
     measured.window_us = led.sending_us;
-    Ok(add_up(measured, led.start_us, outcomes))
+    measured
+}
+
+/// What leading takes.
+pub(crate) struct Course<'a> {
+    pub plan: &'a Plan,
+    pub clock: Clock,
+    pub control: &'a Control,
+    /// Process to account to.
+    pub pid: Option<u32>,
+    /// Between the last connection and the first message: workers must have heard of it.
+    pub start_delay_us: u64,
 }
 
 /// What the coordinating thread saw.
-struct Led {
-    connections: u64,
-    start_us: u64,
+pub(crate) struct Led {
+    pub connections: u64,
+    pub start_us: u64,
     /// The plan's duration, or less when the watch ended it.
     sending_us: u64,
     /// Of the server, before the first message and at the end.
@@ -152,15 +187,19 @@ struct Led {
 }
 
 /// Leads the workers from connecting to done.
-fn lead(
-    plan: &Plan,
-    clock: Clock,
-    control: &Control,
+pub(crate) fn lead(
+    course: &Course<'_>,
     mut progress: Progress<'_>,
     is_over: &dyn Fn() -> bool,
-    pid: Option<u32>,
     watch: &mut Watch<'_>,
 ) -> anyhow::Result<Led> {
+    let Course {
+        plan,
+        clock,
+        control,
+        pid,
+        start_delay_us,
+    } = *course;
     let patience = CONNECT_PATIENCE + Duration::from_millis(u64::from(plan.connections));
     let begun = Instant::now();
     let connections = loop {
@@ -181,7 +220,7 @@ fn lead(
         thread::sleep(POLL);
     };
     let connected = pid.and_then(process::usage);
-    let start_us = clock.now().mono_us + START_DELAY_US;
+    let start_us = clock.now().mono_us + start_delay_us;
     control.start(start_us);
     let mut sending_us = plan.duration.as_micros() as u64;
     while !progress.all_done() && !is_over() {
@@ -248,7 +287,7 @@ pub(crate) fn ports_per_source() -> usize {
     (ports as f64 * PORTS_SHARE) as usize
 }
 
-fn sources(target: SocketAddr, connections: u32) -> anyhow::Result<Vec<IpAddr>> {
+pub(crate) fn sources(target: SocketAddr, connections: u32) -> anyhow::Result<Vec<IpAddr>> {
     loopback_sources(target, connections as usize, ports_per_source()).with_context(|| {
         format!(
             "{} connections to {target} need more local ports than there are \
@@ -279,7 +318,7 @@ pub(crate) fn run_id() -> io::Result<u64> {
 }
 
 /// A line a second on standard error.
-struct Progress<'a> {
+pub(crate) struct Progress<'a> {
     gauges: &'a [Gauges],
     wanted: bool,
     begun: Instant,
@@ -288,7 +327,7 @@ struct Progress<'a> {
 }
 
 impl<'a> Progress<'a> {
-    fn new(wanted: bool, gauges: &'a [Gauges]) -> Self {
+    pub(crate) fn new(wanted: bool, gauges: &'a [Gauges]) -> Self {
         let begun = Instant::now();
         Self {
             gauges,

@@ -15,13 +15,14 @@
 //!   foreign.
 //! - `sent = accepted + refused + unanswered`, and `accepted = delivered of these + lost`.
 
-use crate::{payload::Payload, plan::Flows};
+use crate::{payload::Payload, plan::Flows, remote};
 use hdrhistogram::Histogram;
 use portico_wire::{
     ErrorCode,
     ids::{ConvSeq, MsgId, UserId},
 };
 use rustc_hash::FxHashMap;
+use serde::{Deserialize, Serialize};
 use std::{collections::BTreeMap, collections::hash_map::Entry, ops::Range};
 
 /// Messages of one worker that may be on their way: what a hash map of 2^20 slots holds.
@@ -37,7 +38,7 @@ pub(crate) fn histogram() -> Histogram<u64> {
 }
 
 /// What was found so far. Those of several workers are added up.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct Counts {
     /// Queued for the gateway.
     pub sent: u64,
@@ -439,11 +440,14 @@ impl Verifier {
 }
 
 /// The verifier's last word.
-#[derive(Debug)]
+#[derive(Debug, Serialize, Deserialize)]
 pub(crate) struct Findings {
     pub counts: Counts,
+    #[serde(with = "remote::histogram")]
     pub latency_us: Histogram<u64>,
+    #[serde(with = "remote::histogram")]
     pub sent_latency_us: Histogram<u64>,
+    #[serde(with = "remote::histogram")]
     pub storm_latency_us: Histogram<u64>,
 }
 

@@ -10,7 +10,9 @@ use crate::{
     plan::{Flows, Plan},
     process::thread_cpu_us,
     random::mix,
+    remote,
     schedule::Schedule,
+    tokens::Tokens,
     verifier::{Findings, Verifier, histogram, msg_id},
 };
 use anyhow::Context;
@@ -18,7 +20,6 @@ use hdrhistogram::Histogram;
 use portico_client::{
     Event, Login, Now, SendOptions, Session, SessionState, Settings,
     many::{Clock, ConnIndex, Many, ManyConfig, ManyEvent},
-    mint::SigningKey,
 };
 use portico_wire::{
     CloseCode,
@@ -27,6 +28,7 @@ use portico_wire::{
     message::Envelope,
 };
 use rustix::thread::{CpuSet, sched_setaffinity, set_current_timer_slack};
+use serde::{Deserialize, Serialize};
 use std::{
     collections::BTreeMap,
     io,
@@ -59,7 +61,7 @@ pub(crate) struct Assignment<'a> {
     pub clock: Clock,
     pub target: SocketAddr,
     pub sources: Vec<IpAddr>,
-    pub key: &'a SigningKey,
+    pub tokens: Tokens<'a>,
     pub device: DeviceId,
     pub first_user: u64,
     pub users: u32,
@@ -81,13 +83,12 @@ impl Assignment<'_> {
 
     fn token(&self, user: UserId) -> String {
         let unix_s = self.clock.now().wall_us / 1_000_000;
-        self.key
-            .token(user, self.device, 0, self.token_ttl.as_secs(), unix_s)
+        self.tokens.token(user, self.device, self.token_ttl, unix_s)
     }
 }
 
 /// What happened to connections.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct Transport {
     pub reconnects: u64,
     pub connect_failures: u64,
@@ -114,11 +115,12 @@ impl Transport {
 }
 
 /// What a worker found.
-#[derive(Debug)]
+#[derive(Debug, Serialize, Deserialize)]
 pub(crate) struct Outcome {
     pub findings: Findings,
     pub transport: Transport,
     /// How late messages were handed to the driver.
+    #[serde(with = "remote::histogram")]
     pub slip_us: Histogram<u64>,
     /// Due, but the outbox of their sender was full of unanswered ones.
     pub not_queued: u64,

@@ -16,6 +16,7 @@ use crate::{
     deliver,
     plan::Plan,
     process::Machine,
+    remote::Crew,
     verdict::Verdict,
 };
 use anyhow::{Context, bail};
@@ -136,6 +137,7 @@ impl CapacityArgs {
             max: self.max,
             precision: self.precision,
         };
+        let mut crew = Crew::gather(&self.run.remote)?;
         let mut search = Search::new(bounds);
         let mut trials: Vec<Trial> = Vec::new();
         let mut confirmation = None;
@@ -151,8 +153,11 @@ impl CapacityArgs {
                 ..plan.clone()
             };
             let number = trials.len() + 1;
-            let (trial, report) = trial::carry_out(&self.run, &plan, &limits, purpose, number)
-                .with_context(|| format!("trial {number}, at {rate} messages/s, has no result"))?;
+            let (trial, report) =
+                trial::carry_out(&mut crew, &self.run, &plan, &limits, (purpose, number))
+                    .with_context(|| {
+                        format!("trial {number}, at {rate} messages/s, has no result")
+                    })?;
             eprintln!("{}", trial.line());
             search.record(trial.finding());
             confirmation = (purpose == Purpose::Confirm).then_some(report);

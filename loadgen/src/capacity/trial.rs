@@ -8,8 +8,8 @@ use crate::{
     cli::Args,
     plan::Plan,
     process,
+    remote::Crew,
     report::{Percentiles, Report, grouped, round},
-    run,
     verdict::Verdict,
 };
 use serde::Serialize;
@@ -76,17 +76,17 @@ pub(crate) struct Trial {
 /// Carries out a trial of the plan's rate and duration. After one that failed the gateway has had
 /// time to recover.
 pub(super) fn carry_out(
+    crew: &mut Crew,
     args: &Args,
     plan: &Plan,
     limits: &Limits,
-    purpose: Purpose,
-    number: usize,
+    (purpose, number): (Purpose, usize),
 ) -> anyhow::Result<(Trial, Report)> {
     let p99_us = limits.p99.as_micros() as u64;
     let messages = plan.rate_per_s * plan.duration.as_secs_f64();
-    let mut pressure = Pressure::new(p99_us, messages, limits.loss, 0);
+    let mut pressure = Pressure::new(p99_us, messages, limits.loss, crew.stale_us());
     let mut overrun = None;
-    let measured = run::run_watched(args, plan, &mut |sight| {
+    let measured = crew.run(args, plan, &mut |sight| {
         overrun = pressure.look(sight);
         overrun.is_some()
     })?;

@@ -30,6 +30,7 @@ use crate::{
     report::{Measured, MeasuredServer, grouped},
     run::{self, START_DELAY_US, TOKEN_RESERVE, add_up, first_user, ports_per_source, slices},
     target::{self, Target},
+    tokens::Tokens,
     worker::{self, Assignment, CLIENT, Outcome},
 };
 use anyhow::{Context, anyhow, bail};
@@ -188,7 +189,7 @@ impl Setting<'_> {
                 clock: self.clock,
                 target: self.target.address,
                 sources: self.sources.clone(),
-                key: self.key,
+                tokens: Tokens::Signed(self.key),
                 device: DeviceId(self.args.device),
                 first_user: first_user(self.run) + u64::from(*before),
                 users: *users,
