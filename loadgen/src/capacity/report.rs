@@ -2,7 +2,7 @@
 
 use super::{
     search::{Conclusion, Limit},
-    trial::{Purpose, Trial},
+    trial::{Purpose, Result, Trial},
 };
 use crate::{
     process::Machine,
@@ -87,17 +87,24 @@ impl CapacityReport {
             (None, _) => "not even --min held".into(),
         };
         self.reasons.push(reason);
-        if conclusion.limit == Limit::Generator {
-            // What kept the generator, in its own words.
-            let trials = self.trials.iter().rev();
-            let invalid = trials.filter(|trial| trial.result == super::trial::Result::Invalid);
-            if let Some(trial) = invalid.last() {
-                self.reasons.extend(trial.reasons.iter().cloned());
-            }
-        }
-        if conclusion.rate.is_none() {
+        // What stood in the way, in its own words.
+        let wanted = match conclusion {
+            Conclusion {
+                limit: Limit::Generator,
+                ..
+            } => Some(Result::Invalid),
+            Conclusion {
+                limit: Limit::Gateway,
+                ..
+            } => Some(Result::Failed),
+            _ => None,
+        };
+        let mut trials = self.trials.iter().rev();
+        if let Some(trial) = trials.find(|trial| Some(trial.result) == wanted) {
+            let rate = grouped(trial.rate_per_s as u64);
+            let reasons = trial.reasons.iter();
             self.reasons
-                .extend(last_reasons(&self.trials).iter().cloned());
+                .extend(reasons.map(|reason| format!("at {rate}/s: {reason}")));
         }
         self
     }
@@ -155,8 +162,4 @@ impl CapacityReport {
         }
         Ok(())
     }
-}
-
-fn last_reasons(trials: &[Trial]) -> &[String] {
-    trials.last().map_or(&[], |trial| &trial.reasons)
 }

@@ -8,7 +8,8 @@ use serde_json::Value;
 /// 20 users, 20 ms for each message.
 const CAPACITY: f64 = 1_000.0;
 const FLAGS: &str = "capacity relay --connections 20 --slip-max 1m --drain 20s --min 100 \
-                     --p99 300ms --trial 2s --confirm 4s --precision 20%";
+                     --p99 300ms --precision 20%";
+const SHORT: &str = "--trial 1s --confirm 1s";
 
 fn rate(result: &Value) -> f64 {
     let rate = result["found"]["rate_per_s"].as_f64();
@@ -19,7 +20,8 @@ fn rate(result: &Value) -> f64 {
 fn the_capacity_of_a_gateway_is_found_and_confirmed() {
     let gateway = FakeGateway::start(Fault::DelayMs(20));
     let setup = Setup::new();
-    let output = setup.run(&gateway.address.to_string(), FLAGS);
+    let flags = format!("{FLAGS} --trial 2s --confirm 4s");
+    let output = setup.run(&gateway.address.to_string(), &flags);
     let result = setup.result();
     assert_eq!(output.status.code(), Some(0), "{result:#}");
     assert_eq!(result["verdict"], "pass");
@@ -60,7 +62,7 @@ fn the_capacity_of_a_gateway_is_found_and_confirmed() {
 fn a_maximum_that_holds_is_a_lower_bound() {
     let gateway = FakeGateway::start(Fault::None);
     let setup = Setup::new();
-    let flags = format!("{FLAGS} --max 200 --trial 1s --confirm 1s");
+    let flags = format!("{FLAGS} {SHORT} --max 200");
     let output = setup.run(&gateway.address.to_string(), &flags);
     let result = setup.result();
     assert_eq!(output.status.code(), Some(0), "{result:#}");
@@ -73,7 +75,7 @@ fn a_maximum_that_holds_is_a_lower_bound() {
 fn a_gateway_that_loses_messages_holds_no_rate() {
     let gateway = FakeGateway::start(Fault::Drop);
     let setup = Setup::new();
-    let flags = format!("{FLAGS} --trial 1s --drain 500ms");
+    let flags = format!("{FLAGS} {SHORT}").replace("--drain 20s", "--drain 1s");
     let output = setup.run(&gateway.address.to_string(), &flags);
     let result = setup.result();
     assert_eq!(output.status.code(), Some(1), "{result:#}");
@@ -81,7 +83,7 @@ fn a_gateway_that_loses_messages_holds_no_rate() {
     assert!(result["found"].is_null());
     assert_eq!(result["trials"].as_array().map(Vec::len), Some(2));
     // A quarter of them: more than that may be allowed.
-    let flags = format!("{FLAGS} --trial 1s --drain 500ms --confirm 1s --max 100 --loss 40%");
+    let flags = format!("{flags} --max 100 --loss 40%");
     let output = setup.run(&gateway.address.to_string(), &flags);
     assert_eq!(output.status.code(), Some(0), "{:#}", setup.result());
 }
@@ -91,8 +93,7 @@ fn a_generator_that_is_late_proves_nothing() {
     let gateway = FakeGateway::start(Fault::None);
     let setup = Setup::new();
     // Nobody keeps a schedule to the nanosecond.
-    let flags =
-        format!("{FLAGS} --slip-max 0 --trial 1s --confirm 1s").replace("--slip-max 1m", "");
+    let flags = format!("{FLAGS} {SHORT} --slip-max 0").replace("--slip-max 1m", "");
     let output = setup.run(&gateway.address.to_string(), &flags);
     let result = setup.result();
     assert_eq!(output.status.code(), Some(2), "{result:#}");
