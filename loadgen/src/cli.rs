@@ -20,6 +20,9 @@ const DURATION_MAX: Duration = Duration::from_secs(7 * 24 * 3_600);
 
 /// Measures what a Portico gateway carries, and proves that every message arrived.
 ///
+/// `portico-loadgen capacity` finds the highest rate that a gateway holds, `portico-loadgen worker`
+/// lets other processes and machines send as well: see their --help.
+///
 /// `hold` opens --connections at --ramp per second, waits for --settle, then has --active of them
 /// exchange --rate messages per second for --duration while the others stay quiet, and says what a
 /// connection costs. The default of 100,000 takes a gigabyte. A million on one machine takes about

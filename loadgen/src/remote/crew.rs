@@ -34,6 +34,8 @@ use std::{
     time::{Duration, Instant},
 };
 
+/// Users that stay together.
+const PAIR: u32 = 2;
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
 /// Questions for a worker's clock before a run.
 const PINGS: usize = 16;
@@ -270,7 +272,7 @@ fn share_out(plan: &Plan, remotes: &[Remote], is_local: bool) -> anyhow::Result<
             }
         })
         .collect();
-    divide(plan.connections, &threads, &room).with_context(|| {
+    divide(plan.connections, PAIR, &threads, &room).with_context(|| {
         let rooms: Vec<String> = remotes
             .iter()
             .zip(&room)
