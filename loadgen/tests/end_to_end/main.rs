@@ -4,10 +4,8 @@
 //! All runs use pairs (`relay`) and send each user 20 messages, of which the gateway treats 5
 //! wrongly: so every count is known beforehand.
 
-mod capacity;
 mod fake_gateway;
 mod hold;
-mod remote;
 
 use fake_gateway::{FakeGateway, Fault};
 use portico_client::mint::SigningKey;
