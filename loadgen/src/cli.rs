@@ -7,6 +7,7 @@ pub(crate) use overrides::Overrides;
 use crate::{
     outputs::Outputs,
     plan::{Plan, parse_duration},
+    remote,
 };
 use anyhow::Context;
 use clap::{Parser, Subcommand};
@@ -17,6 +18,9 @@ use std::{
 };
 
 /// Measures what a Portico gateway carries, and proves that every message arrived.
+///
+/// `portico-loadgen capacity` finds the highest rate that a gateway holds, `portico-loadgen worker`
+/// lets other processes and machines send as well: see their --help.
 ///
 /// `portico-loadgen plan` lists the plans, `plan --print relay` shows one with all its fields, and a
 /// file made from that can be given instead of a name. Flags override every field.
@@ -71,6 +75,8 @@ pub(crate) struct Args {
     /// Say how far the run is on standard error even when that is no terminal
     #[arg(long)]
     pub progress: bool,
+    #[command(flatten)]
+    pub remote: remote::Flags,
 }
 
 /// What is done instead of a run.
@@ -136,7 +142,7 @@ pub(crate) struct Cpus(pub Vec<usize>);
 /// The highest processor number that a CPU set can hold, plus one.
 const CPUS_MAX: usize = 1_024;
 
-fn parse_cpus(text: &str) -> Result<Cpus, String> {
+pub(crate) fn parse_cpus(text: &str) -> Result<Cpus, String> {
     let number = |text: &str| match text.trim().parse::<usize>() {
         Ok(cpu) if cpu < CPUS_MAX => Ok(cpu),
         _ => Err(format!(

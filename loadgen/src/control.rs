@@ -15,6 +15,8 @@ use std::{
 pub(crate) enum Stage {
     Connecting,
     Sending,
+    /// Send no more; wait for what is on its way.
+    Draining,
     /// Every worker is done, or the run is given up: close.
     Finishing,
 }
@@ -51,6 +53,11 @@ impl Control {
     /// When the first message is due; known from the stage of sending on.
     pub(crate) fn start_us(&self) -> u64 {
         self.start_us.load(Ordering::Relaxed)
+    }
+
+    /// Ends the sending before its time. Not after [`Self::finish`].
+    pub(crate) fn drain(&self) {
+        self.stage.store(Stage::Draining as u8, Ordering::Release);
     }
 
     pub(crate) fn finish(&self) {

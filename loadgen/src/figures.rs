@@ -3,11 +3,12 @@
 
 use crate::{
     plan::Plan,
+    remote,
     report::{Percentiles, grouped},
     verifier::{Counts, Findings, histogram},
 };
 use hdrhistogram::Histogram;
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 use std::{
     fmt::{self, Write},
     ops::Range,
@@ -49,11 +50,15 @@ impl Disturbance {
 }
 
 /// Of one worker, or of all.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, Serialize, Deserialize)]
 pub(crate) struct Figures {
+    #[serde(with = "remote::histogram")]
     affected_latency_us: Histogram<u64>,
+    #[serde(with = "remote::histogram")]
     login_us: Histogram<u64>,
+    #[serde(with = "remote::histogram")]
     back_us: Histogram<u64>,
+    #[serde(with = "remote::histogram")]
     round_trip_us: Histogram<u64>,
     cut: u64,
     stopped_reading: u64,

@@ -11,9 +11,12 @@ mod portico;
 
 pub(crate) use portico::CLIENT;
 
-use crate::plan::{Acks, Groups, Plan, Protocol};
+use crate::{
+    plan::{Acks, Groups, Plan, Protocol},
+    tokens::Tokens,
+};
 use anyhow::bail;
-use portico_client::{Now, many::Clock, mint::SigningKey};
+use portico_client::{Now, many::Clock};
 use portico_wire::ids::{ConvSeq, DeviceId, UserId};
 use std::{
     io,
@@ -179,7 +182,7 @@ pub(crate) struct Opening<'a> {
 /// What access tokens are made from.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Credentials<'a> {
-    pub key: &'a SigningKey,
+    pub tokens: Tokens<'a>,
     pub device: DeviceId,
     /// Longer than the run: reconnecting must not fail because of it.
     pub token_ttl: Duration,

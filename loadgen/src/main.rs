@@ -12,6 +12,7 @@
 //! Share code with the gateway beyond the wire protocol: a fault of the server cannot be repeated,
 //! and so hidden, by the tool that looks for it.
 
+mod capacity;
 mod cli;
 mod control;
 mod environment;
@@ -25,20 +26,24 @@ mod plan;
 mod process;
 mod progress;
 mod random;
+mod remote;
 mod report;
 mod run;
 mod schedule;
 mod series;
 mod target;
+mod tokens;
 mod verdict;
 mod verifier;
+mod watch;
 mod worker;
 
-use anyhow::Context;
+use anyhow::{Context, bail};
 use clap::Parser;
 use cli::{Args, Command};
-use outputs::{Files, Outcome};
+use outputs::{Files, Outcome, Outputs};
 use plan::Plan;
+use remote::Crew;
 use report::{Report, compare};
 use std::{
     io::{self, Write},
@@ -56,10 +61,12 @@ fn main() -> ExitCode {
     if let Some(code) = compare::main() {
         return ExitCode::from(code);
     }
-    let args = Args::parse();
-    let done = match &args.command {
-        Some(Command::Plan { print }) => show_plans(print.as_deref()).map(|()| ExitCode::SUCCESS),
-        None => measure(&args).map(|verdict| ExitCode::from(verdict.exit_code())),
+    if let Some(code) = remote::from_command_line() {
+        return code;
+    }
+    let done = match capacity::from_command_line() {
+        Some(found) => found.map(|verdict| ExitCode::from(verdict.exit_code())),
+        None => follow(&Args::parse()),
     };
     match done {
         Ok(code) => code,
@@ -67,6 +74,13 @@ fn main() -> ExitCode {
             eprintln!("portico-loadgen: {error:#}");
             ExitCode::from(NO_RESULT)
         }
+    }
+}
+
+fn follow(args: &Args) -> anyhow::Result<ExitCode> {
+    match &args.command {
+        Some(Command::Plan { print }) => show_plans(print.as_deref()).map(|()| ExitCode::SUCCESS),
+        None => measure(args).map(|verdict| ExitCode::from(verdict.exit_code())),
     }
 }
 
@@ -81,8 +95,16 @@ fn show_plans(name: Option<&str>) -> anyhow::Result<()> {
 
 fn measure(args: &Args) -> anyhow::Result<Verdict> {
     let plan = args.plan()?;
-    let files = Files::create(&args.outputs)?;
-    match carry_out(args, &plan) {
+    deliver(&args.outputs, || carry_out(args, &plan))
+}
+
+/// Carries something out, prints its result, and writes it to the files that are wanted.
+fn deliver(
+    outputs: &Outputs,
+    carry_out: impl FnOnce() -> anyhow::Result<Outcome>,
+) -> anyhow::Result<Verdict> {
+    let files = Files::create(outputs)?;
+    match carry_out() {
         Ok(outcome) => {
             files.write(&outcome)?;
             Ok(outcome.verdict)
@@ -97,9 +119,12 @@ fn measure(args: &Args) -> anyhow::Result<Verdict> {
 fn carry_out(args: &Args, plan: &Plan) -> anyhow::Result<Outcome> {
     match plan.hold {
         None => {
-            let measured = run::run(args, plan)?;
+            let measured = Crew::gather(&args.remote)?.run(args, plan, &mut |_| false)?;
             let report = Report::new(&measured);
             Outcome::new(&report, &report, report.table(), measured.observed)
+        }
+        Some(_) if !args.remote.workers.is_empty() => {
+            bail!("--workers is for plans of messages; `hold` needs no other processes")
         }
         Some(hold) => {
             let (report, observed) = hold::run(args, plan, hold)?;

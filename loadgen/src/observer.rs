@@ -155,6 +155,11 @@ impl Observer {
         self.samples.align(start_us);
     }
 
+    /// No message is due from `end_us` on: the sending was ended before its time.
+    pub(crate) const fn will_send_until(&mut self, end_us: u64) {
+        self.end_us = Some(end_us);
+    }
+
     /// True if there is something new to tell, once a second. `held` are connections that are up
     /// and not of the workers.
     pub(crate) fn turn(&mut self, workers: &[Gauges], held: impl FnOnce() -> u64) -> bool {

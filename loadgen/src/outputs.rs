@@ -52,6 +52,11 @@ impl Outcome {
             observed,
         })
     }
+
+    /// Of several runs, with their common verdict: page and interval log are those of the last.
+    pub(crate) fn of_several(self, verdict: Verdict) -> Self {
+        Self { verdict, ..self }
+    }
 }
 
 /// Created before the run, which may be long, so that a wrong path does not cost its result; and

@@ -5,13 +5,15 @@ use crate::{
     control::{Control, Gauges},
     environment::Means,
     fleet::Credentials,
-    observer::Observer,
+    observer::{Observed, Observer},
     plan::{Plan, Protocol},
     process::{self, Usage},
     progress::Progress,
     random::mix,
     report::{Measured, MeasuredServer, grouped},
     target::{self, Target},
+    tokens::Tokens,
+    watch::{Sight, Watch},
     worker::{self, Assignment, Outcome},
 };
 use anyhow::{Context, anyhow, bail};
@@ -21,7 +23,7 @@ use std::{
     fs::File,
     io::{self, Read},
     net::{IpAddr, SocketAddr},
-    sync::atomic::Ordering,
+    sync::atomic::{AtomicU64, Ordering},
     thread,
     time::{Duration, Instant},
 };
@@ -43,7 +45,7 @@ pub(crate) const START_DELAY_US: u64 = 50_000;
 /// How long all connections may take: this, and a millisecond for each.
 const CONNECT_PATIENCE: Duration = Duration::from_secs(20);
 /// How often one worker opens a connection, at most.
-const CONNECTS_PER_S: u32 = 20_000;
+pub(crate) const CONNECTS_PER_S: u32 = 20_000;
 /// How much longer than the run a token is valid.
 pub(crate) const TOKEN_RESERVE: Duration = Duration::from_secs(3_600);
 pub(crate) const POLL: Duration = Duration::from_millis(10);
@@ -53,8 +55,13 @@ const _: () = assert!(
     "every user of a run has its own number"
 );
 
-/// Carries the plan out. An error means that there is no result at all.
-pub(crate) fn run(args: &Args, plan: &Plan) -> anyhow::Result<Measured> {
+/// Carries the plan out on threads of this process; somebody looks on. An error means that there
+/// is no result at all.
+pub(crate) fn run_watched(
+    args: &Args,
+    plan: &Plan,
+    watch: &mut Watch<'_>,
+) -> anyhow::Result<Measured> {
     let target = Target::find(args)?;
     let key = match plan.protocol {
         Protocol::Portico => Some(target::load_key(args)?),
@@ -70,8 +77,7 @@ pub(crate) fn run(args: &Args, plan: &Plan) -> anyhow::Result<Measured> {
     }
     let sources = sources(target.address, plan.connections)?;
     let run = run_id().context("cannot read /dev/urandom")?;
-    let pid = target.pid;
-    let at_rest = pid.and_then(process::usage);
+    let at_rest = at_rest(target.pid);
 
     let clock = Clock::start();
     let control = Control::new();
@@ -88,7 +94,7 @@ pub(crate) fn run(args: &Args, plan: &Plan) -> anyhow::Result<Measured> {
             target: target.address,
             sources: sources.clone(),
             login: key.as_ref().map(|key| Credentials {
-                key,
+                tokens: Tokens::Signed(key),
                 device: DeviceId(args.device),
                 token_ttl: plan.duration + plan.drain + TOKEN_RESERVE,
             }),
@@ -108,10 +114,17 @@ pub(crate) fn run(args: &Args, plan: &Plan) -> anyhow::Result<Measured> {
         files,
         connections: u64::from(plan.connections),
     };
+    let course = Course {
+        plan,
+        clock,
+        control: &control,
+        pid: at_rest.map(|(pid, _)| pid),
+        start_delay_us: START_DELAY_US,
+    };
     let view = View {
         gauges: &gauges,
         progress: Progress::new(args.progress),
-        observer: Observer::new(clock, pid, means),
+        observer: Observer::new(clock, course.pid, means),
     };
     let (led, outcomes) = thread::scope(|scope| {
         let workers: Vec<_> = assignments
@@ -120,7 +133,7 @@ pub(crate) fn run(args: &Args, plan: &Plan) -> anyhow::Result<Measured> {
             .map(|(assignment, gauges)| scope.spawn(|| worker::run(assignment, &control, gauges)))
             .collect();
         let is_over = || workers.iter().any(thread::ScopedJoinHandle::is_finished);
-        let led = lead(plan, clock, &control, view, &is_over, pid);
+        let led = lead(&course, view, &is_over, watch);
         control.finish();
         let outcomes: Vec<_> = workers
             .into_iter()
@@ -135,8 +148,25 @@ pub(crate) fn run(args: &Args, plan: &Plan) -> anyhow::Result<Measured> {
     let outcomes = outcomes.into_iter().collect::<anyhow::Result<Vec<_>>>()?;
     let (led, view) = led?;
     let observed = view.observer.finish(&gauges);
+    let measured = measured(args, plan, run, &led, at_rest, observed);
+    Ok(add_up(measured, led.start_us, outcomes))
+}
 
-    let server = pid.zip(at_rest).and_then(|(pid, at_rest)| {
+/// The process under test, before anything is connected.
+pub(crate) fn at_rest(pid: Option<u32>) -> Option<(u32, Usage)> {
+    pid.zip(pid.and_then(process::usage))
+}
+
+/// What the leading thread saw, before the workers' findings are added.
+pub(crate) fn measured(
+    args: &Args,
+    plan: &Plan,
+    run: u64,
+    led: &Led,
+    at_rest: Option<(u32, Usage)>,
+    observed: Observed,
+) -> Measured {
+    let server = at_rest.and_then(|(pid, at_rest)| {
         let (connected, end) = led.usage?;
         Some(MeasuredServer {
             pid,
@@ -147,27 +177,46 @@ pub(crate) fn run(args: &Args, plan: &Plan) -> anyhow::Result<Measured> {
         })
     });
     let mut measured = Measured::new(args, plan, run, led.connections, server);
+    measured.window_us = led.sending_us;
     measured.observed = observed;
-    Ok(add_up(measured, led.start_us, outcomes))
+    measured
+}
+
+/// What leading takes.
+pub(crate) struct Course<'a> {
+    pub plan: &'a Plan,
+    pub clock: Clock,
+    pub control: &'a Control,
+    /// Process to account to.
+    pub pid: Option<u32>,
+    /// Between the last connection and the first message: workers must have heard of it.
+    pub start_delay_us: u64,
 }
 
 /// What the coordinating thread saw.
-struct Led {
-    connections: u64,
-    start_us: u64,
+pub(crate) struct Led {
+    pub connections: u64,
+    pub start_us: u64,
+    /// The plan's duration, or less when the watch ended it.
+    sending_us: u64,
     /// Of the server, before the first message and at the end.
     usage: Option<(Usage, Usage)>,
 }
 
 /// Leads the workers from connecting to done.
-fn lead<'a>(
-    plan: &Plan,
-    clock: Clock,
-    control: &Control,
+pub(crate) fn lead<'a>(
+    course: &Course<'_>,
     mut view: View<'a>,
     is_over: &dyn Fn() -> bool,
-    pid: Option<u32>,
+    watch: &mut Watch<'_>,
 ) -> anyhow::Result<(Led, View<'a>)> {
+    let Course {
+        plan,
+        clock,
+        control,
+        pid,
+        start_delay_us,
+    } = *course;
     let patience = CONNECT_PATIENCE + Duration::from_millis(u64::from(plan.connections));
     let begun = Instant::now();
     let connections = loop {
@@ -195,12 +244,18 @@ fn lead<'a>(
         thread::sleep(POLL);
     };
     let connected = pid.and_then(process::usage);
-    let start_us = clock.now().mono_us + START_DELAY_US;
+    let start_us = clock.now().mono_us + start_delay_us;
     control.start(start_us);
     view.observer.will_send(start_us, plan.duration);
+    let mut sending_us = plan.duration.as_micros() as u64;
     while !view.all_done() && !is_over() {
-        let late_us = clock.now().mono_us.saturating_sub(start_us);
-        let sending = late_us < plan.duration.as_micros() as u64;
+        let passed_us = clock.now().mono_us.saturating_sub(start_us);
+        let sending = passed_us < sending_us;
+        if sending && watch(&view.sight(passed_us)) {
+            control.drain();
+            sending_us = passed_us.max(1);
+            view.observer.will_send_until(start_us + sending_us);
+        }
         view.turn(if sending { "sending" } else { "draining" });
         thread::sleep(POLL);
     }
@@ -208,6 +263,7 @@ fn lead<'a>(
     let led = Led {
         connections,
         start_us,
+        sending_us,
         usage: connected.zip(end),
     };
     Ok((led, view))
@@ -264,7 +320,7 @@ pub(crate) fn ports_per_source() -> usize {
     (ports() as f64 * PORTS_SHARE) as usize
 }
 
-fn sources(target: SocketAddr, connections: u32) -> anyhow::Result<Vec<IpAddr>> {
+pub(crate) fn sources(target: SocketAddr, connections: u32) -> anyhow::Result<Vec<IpAddr>> {
     loopback_sources(target, connections as usize, ports_per_source()).with_context(|| {
         format!(
             "{} connections to {target} need more local ports than there are \
@@ -300,16 +356,29 @@ pub(crate) fn run_id() -> io::Result<u64> {
 }
 
 /// What the coordinating thread sees of the workers.
-struct View<'a> {
-    gauges: &'a [Gauges],
-    progress: Progress,
-    observer: Observer,
+pub(crate) struct View<'a> {
+    pub gauges: &'a [Gauges],
+    pub progress: Progress,
+    pub observer: Observer,
 }
 
 impl View<'_> {
+    fn sum(&self, gauge: fn(&Gauges) -> &AtomicU64) -> u64 {
+        let load = |gauges| gauge(gauges).load(Ordering::Relaxed);
+        self.gauges.iter().map(load).sum()
+    }
+
     fn up(&self) -> u64 {
-        let up = |gauges: &Gauges| gauges.up.load(Ordering::Relaxed);
-        self.gauges.iter().map(up).sum()
+        self.sum(|gauges| &gauges.up)
+    }
+
+    fn sight(&self, passed_us: u64) -> Sight {
+        Sight {
+            passed_us,
+            sent: self.sum(|gauges| &gauges.sent),
+            accepted: self.sum(|gauges| &gauges.accepted),
+            delivered: self.sum(|gauges| &gauges.delivered),
+        }
     }
 
     fn all_done(&self) -> bool {

@@ -16,11 +16,12 @@
 //! - All steps of a measure together are what the total would have been.
 //! - A value belongs to the second in which it was recorded, which is when the message arrived.
 
-use crate::verifier::histogram;
+use crate::{remote, verifier::histogram};
 use hdrhistogram::{
     Histogram,
     serialization::{Deserializer, Serializer, V2DeflateSerializer},
 };
+use serde::{Deserialize, Serialize};
 use std::{
     collections::BTreeMap,
     sync::{Mutex, PoisonError},
@@ -68,10 +69,11 @@ impl Measure {
 pub(crate) type Parts = [Option<Histogram<u64>>; Measure::COUNT];
 
 /// What one worker recorded in one second.
-#[derive(Debug)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub(crate) struct Interval {
     /// Counted from the time at which the first message was due.
     pub second: u32,
+    #[serde(with = "remote::histogram::parts")]
     pub parts: Parts,
 }
 
@@ -80,7 +82,7 @@ pub(crate) struct Interval {
 pub(crate) struct Mailbox(Mutex<Vec<Interval>>);
 
 impl Mailbox {
-    fn put(&self, interval: Interval) {
+    pub(crate) fn put(&self, interval: Interval) {
         let mut waiting = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         let is_full = waiting.len() >= MAILBOX_MAX;
         match waiting.last_mut().filter(|_| is_full) {
@@ -93,6 +95,16 @@ impl Mailbox {
         let mut waiting = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         std::mem::take(&mut *waiting)
     }
+}
+
+/// What several workers recorded, one for each second.
+pub(crate) fn by_second(intervals: impl Iterator<Item = Interval>) -> Vec<Interval> {
+    let mut seconds: BTreeMap<u32, Parts> = BTreeMap::new();
+    intervals.for_each(|one| join(seconds.entry(one.second).or_default(), one.parts));
+    let intervals = seconds.into_iter();
+    intervals
+        .map(|(second, parts)| Interval { second, parts })
+        .collect()
 }
 
 /// Cuts a worker's running totals into seconds.

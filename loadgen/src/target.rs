@@ -45,6 +45,13 @@ pub(crate) fn load_key(args: &Args) -> anyhow::Result<SigningKey> {
     })
 }
 
+/// The address of a target at which something listens.
+pub(crate) fn reach(target: &str) -> anyhow::Result<SocketAddr> {
+    let address = resolve(target)?;
+    probe(address)?;
+    Ok(address)
+}
+
 fn resolve(target: &str) -> anyhow::Result<SocketAddr> {
     target
         .to_socket_addrs()

@@ -77,6 +77,7 @@ pub(crate) fn judge(measured: &Measured) -> (Verdict, Vec<String>) {
     }
 
     let before = reasons.len();
+    reasons.extend(measured.doubts.iter().cloned());
     if measured.connections < u64::from(plan.connections) {
         reasons.push(format!(
             "only {} of {} connections came up",
@@ -203,8 +204,9 @@ mod tests {
 
     #[test]
     fn a_generator_that_failed_proves_nothing() {
-        let faults: [fn(&mut Measured); 7] = [
+        let faults: [fn(&mut Measured); 8] = [
             |m| m.observed.environment.clock_step_ms = 60_000,
+            |m| m.doubts.push("a worker has failed".to_owned()),
             |m| m.connections = 999,
             |m| m.transport.exhausted = 1,
             |m| m.slip_us.record(20_000).expect("within bounds"),

@@ -36,12 +36,14 @@ use crate::{
     fleet::{MessageName, Promises},
     payload::{LATE_US_MAX, Payload},
     plan::Flows,
+    remote,
 };
 use answered::Answered;
 use counted::Counted;
 use groups::GroupCounts;
 use hdrhistogram::Histogram;
 use portico_wire::ids::{ConvSeq, UserId};
+use serde::{Deserialize, Serialize};
 use std::ops::Range;
 
 /// Messages of one worker that may be on their way: what a hash map of 2^20 slots holds.
@@ -485,15 +487,20 @@ impl Verifier {
 }
 
 /// The verifier's last word.
-#[derive(Debug)]
+#[derive(Debug, Serialize, Deserialize)]
 pub(crate) struct Findings {
     pub counts: Counts,
     /// Memory of the verifier at the end.
     pub bytes: u64,
+    #[serde(with = "remote::histogram")]
     pub latency_us: Histogram<u64>,
+    #[serde(with = "remote::histogram")]
     pub sent_latency_us: Histogram<u64>,
+    #[serde(with = "remote::histogram")]
     pub service_us: Histogram<u64>,
+    #[serde(with = "remote::histogram")]
     pub storm_latency_us: Histogram<u64>,
+    #[serde(with = "remote::histogram")]
     pub affected_latency_us: Histogram<u64>,
 }
 

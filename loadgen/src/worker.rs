@@ -19,6 +19,7 @@ use crate::{
     figures::Figures,
     fleet::{self, Credentials, Opening},
     plan::{Flows, Plan},
+    remote,
     verifier::Findings,
 };
 use anyhow::Context;
@@ -27,6 +28,7 @@ use hdrhistogram::Histogram;
 use portico_client::many::Clock;
 use portico_wire::CloseCode;
 use rustix::thread::{CpuSet, sched_setaffinity, set_current_timer_slack};
+use serde::{Deserialize, Serialize};
 use std::{
     collections::BTreeMap,
     io,
@@ -81,7 +83,7 @@ impl<'a> Assignment<'a> {
 }
 
 /// What happened to connections.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct Transport {
     pub reconnects: u64,
     pub connect_failures: u64,
@@ -113,12 +115,13 @@ impl Transport {
 }
 
 /// What a worker found.
-#[derive(Debug)]
+#[derive(Debug, Serialize, Deserialize)]
 pub(crate) struct Outcome {
     pub findings: Findings,
     pub figures: Figures,
     pub transport: Transport,
     /// How late messages were handed to the driver.
+    #[serde(with = "remote::histogram")]
     pub slip_us: Histogram<u64>,
     /// Due, but the outbox of their sender was full of unanswered ones.
     pub not_queued: u64,

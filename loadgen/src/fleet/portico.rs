@@ -125,8 +125,8 @@ impl<'a> Portico<'a> {
 
 impl Credentials<'_> {
     fn token(&self, user: UserId, now: Now) -> String {
-        let (ttl_s, unix_s) = (self.token_ttl.as_secs(), now.wall_us / 1_000_000);
-        self.key.token(user, self.device, 0, ttl_s, unix_s)
+        let unix_s = now.wall_us / 1_000_000;
+        self.tokens.token(user, self.device, self.token_ttl, unix_s)
     }
 }
 

@@ -33,6 +33,7 @@ use crate::{
     report::{Measured, MeasuredServer, grouped},
     run::{self, START_DELAY_US, TOKEN_RESERVE, add_up, first_user, ports_per_source, slices},
     target::{self, Target},
+    tokens::Tokens,
     worker::{self, Assignment, Outcome},
 };
 use anyhow::{Context, anyhow, bail};
@@ -202,7 +203,7 @@ impl Setting<'_> {
                 target: self.target.address,
                 sources: self.sources.clone(),
                 login: Some(Credentials {
-                    key: self.key,
+                    tokens: Tokens::Signed(self.key),
                     device: DeviceId(self.args.device),
                     token_ttl: self.token_ttl,
                 }),

@@ -156,7 +156,7 @@ pub(crate) fn memory_bytes(name: &str) -> Option<u64> {
 }
 
 /// Where a result was measured: numbers from different machines are not comparable.
-#[derive(Clone, Debug, serde::Serialize)]
+#[derive(Clone, Debug, serde::Serialize, serde::Deserialize)]
 pub(crate) struct Machine {
     pub cpus: usize,
     pub model: String,

@@ -7,6 +7,7 @@ use crate::{
     fleet::Promises,
     plan::Plan,
     process::Machine,
+    remote::Host,
     verdict::{Verdict, judge},
 };
 use hdrhistogram::Histogram;
@@ -87,6 +88,9 @@ pub(crate) struct Report {
     pub slip_us: Percentiles,
     pub server: Option<Server>,
     pub generator: Generator,
+    /// Of runs with `--workers`.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub hosts: Vec<Host>,
     pub machine: Machine,
     /// To be known when the figures are read; nothing that the verdict counts.
     pub warnings: Vec<String>,
@@ -190,6 +194,7 @@ impl Report {
                 cpu_us_per_message: per_message(measured.generator_cpu_us),
                 busy: round(measured.generator_busy, 1_000.0),
             },
+            hosts: measured.hosts.clone(),
             machine: measured.machine.clone(),
             warnings,
             version: env!("CARGO_PKG_VERSION"),

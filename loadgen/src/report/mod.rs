@@ -22,6 +22,7 @@ use crate::{
     observer::Observed,
     plan::Plan,
     process::{Machine, Usage},
+    remote::Host,
     verifier::{Counts, histogram},
     worker::Transport,
 };
@@ -64,6 +65,10 @@ pub(crate) struct Measured {
     pub server: Option<MeasuredServer>,
     /// What the target tells its clients, and so what was checked.
     pub promises: Promises,
+    /// Why the figures prove nothing, from outside of them.
+    pub doubts: Vec<String>,
+    /// The workers elsewhere, if there were any.
+    pub hosts: Vec<Host>,
     /// By the second, and of the machine.
     pub observed: Observed,
 }
@@ -101,6 +106,8 @@ impl Measured {
             workers: 0,
             server,
             promises: promises_to(plan),
+            doubts: Vec::new(),
+            hosts: Vec::new(),
             observed: Observed::default(),
         }
     }
@@ -206,6 +213,8 @@ pub(crate) mod tests {
             generator_busy: 0.1,
             workers: 1,
             server: None,
+            doubts: Vec::new(),
+            hosts: Vec::new(),
             observed: Observed::default(),
         }
     }

@@ -106,6 +106,15 @@ impl Report {
             self.generator.workers,
             self.generator.busy * 100.0
         )?;
+        for host in &self.hosts {
+            writeln!(
+                out,
+                "worker     {}: {} users, clock known to {} us",
+                host.name,
+                grouped(u64::from(host.users)),
+                grouped(host.clock.uncertainty_us)
+            )?;
+        }
         if !self.not_promised.is_empty() {
             let names = self.not_promised.join(", ");
             write_sentence(

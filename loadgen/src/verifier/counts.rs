@@ -1,9 +1,10 @@
 //! What is counted, one number per kind of fate.
 
+use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 
 /// What was found so far. Those of several workers are added up.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct Counts {
     /// Queued for the gateway.
     pub sent: u64,

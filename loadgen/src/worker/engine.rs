@@ -157,7 +157,7 @@ impl<'a> Worker<'a> {
     /// The measured part.
     pub(super) fn send_all(&mut self) -> io::Result<()> {
         let start_us = self.control.start_us();
-        while self.now_us() < start_us && !self.control.reached(Stage::Finishing) {
+        while self.now_us() < start_us && !self.control.reached(Stage::Draining) {
             self.turn(start_us.saturating_sub(self.now_us()))?;
         }
         self.disturbances.start(start_us);
@@ -181,7 +181,7 @@ impl<'a> Worker<'a> {
         }
         let (mut flow, mut left, mut turn) = (0, 0, 0);
         let bite = SENDS_PER_TURN_MAX.max(plan.burst as usize);
-        while !self.control.reached(Stage::Finishing) {
+        while !self.control.reached(Stage::Draining) {
             let now_us = self.now_us();
             for _ in 0..bite {
                 let Some((_, due_us)) = schedule.pop_due(now_us) else {
@@ -272,7 +272,7 @@ impl<'a> Worker<'a> {
                 }
                 now_us = self.now_us();
                 let late = now_us.saturating_sub(begun_us) > patience_us;
-                if late || self.control.reached(Stage::Finishing) {
+                if late || self.control.reached(Stage::Draining) {
                     return Ok(());
                 }
             }
