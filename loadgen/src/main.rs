@@ -11,19 +11,25 @@
 //! Share code with the gateway beyond the wire protocol: a fault of the server cannot be repeated,
 //! and so hidden, by the tool that looks for it.
 
+mod aside;
 mod cli;
 mod control;
 // Until the worker drives one.
 #[allow(dead_code)]
 mod fleet;
+mod floor;
 mod hold;
 mod payload;
+// Until the worker opens one.
+#[allow(dead_code)]
+mod peer;
 mod plan;
 mod process;
 mod random;
 mod report;
 mod run;
 mod schedule;
+mod sink;
 mod target;
 mod verdict;
 mod verifier;
@@ -50,6 +56,13 @@ static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 const NO_RESULT: u8 = 2;
 
 fn main() -> ExitCode {
+    if let Some(aside) = aside::from_args() {
+        let Err(error) = aside.run() else {
+            return ExitCode::SUCCESS;
+        };
+        eprintln!("portico-loadgen: {error:#}");
+        return ExitCode::from(NO_RESULT);
+    }
     let args = Args::parse();
     match measure(&args) {
         Ok(verdict) => ExitCode::from(verdict.exit_code()),
