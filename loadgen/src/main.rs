@@ -7,6 +7,9 @@
 //! `verdict` says what they have proved, `report` writes it down. The plan of the same name in
 //! `hold` keeps many more connections beside those, which say nothing.
 //!
+//! `peer` speaks the protocols of other systems, so that plans can be run against those. `aside` has
+//! the servers that this program is measured against: `floor` copies bytes, `sink` takes everything.
+//!
 //! # Does not
 //! Share code with the gateway beyond the wire protocol: a fault of the server cannot be repeated,
 //! and so hidden, by the tool that looks for it.
