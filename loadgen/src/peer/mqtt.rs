@@ -178,7 +178,10 @@ fn publish<'a>(first: u8, rest: &'a [u8], out: &mut Vec<u8>) -> Result<Heard<'a>
 }
 
 /// The first byte of a packet, what follows its length, and the length of the whole.
-fn packet(bytes: &[u8]) -> Result<Option<(u8, &[u8], usize)>, Fault> {
+type Packet<'a> = (u8, &'a [u8], usize);
+
+/// The first packet of `bytes`.
+fn packet(bytes: &[u8]) -> Result<Option<Packet<'_>>, Fault> {
     let mut length = 0;
     for at in 0..LENGTH_BYTES_MAX {
         let Some(byte) = bytes.get(1 + at) else {

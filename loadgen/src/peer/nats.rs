@@ -100,9 +100,9 @@ fn message<'a>(
     bytes: &'a [u8],
     length: usize,
 ) -> Result<Option<(usize, Heard<'a>)>, Fault> {
-    let fields = fields.split(|byte| *byte == b' ');
+    let mut fields = fields.split(|byte| *byte == b' ');
     let body_bytes = match fields.clone().count() {
-        3 | 4 => fields.last().and_then(decimal),
+        3 | 4 => fields.next_back().and_then(decimal),
         _ => None,
     };
     let body_bytes = body_bytes.filter(|body_bytes| *body_bytes <= PACKET_BYTES_MAX);
