@@ -85,7 +85,7 @@ pub(super) const SYSTEMS: &[System] = &[
         protocol: "portico",
         acknowledged: Some("portico"),
         unspoken: None,
-        version_flag: "--version",
+        version_flag: "version",
         arguments: |place| {
             let mut arguments = words(format!(
                 "serve --backend memory --shards 1 --cpus {} --listen 127.0.0.1:{} \
@@ -395,7 +395,7 @@ mod tests {
                 "Redis server v=7.0.15 sha=00000000:0 malloc=jemalloc-5.3.0 bits=64",
                 "7.0.15",
             ),
-            ("portico 0.1.0", "0.1.0"),
+            ("portico 0.1.0 (commit unknown, protocol 1)", "0.1.0"),
         ] {
             assert_eq!(version_in(text).as_deref(), Some(version));
         }
