@@ -119,19 +119,36 @@ impl Watermark {
     /// Merges by maximum; a time follows its mark, and of two times for one mark the earlier
     /// stays. So any order and any repetition of the same marks gives the same result.
     pub fn merge(&mut self, mark: &Mark) {
-        let reached = |at: &mut ConvSeq, at_s: &mut u32, new: ConvSeq| {
+        self.join(&Self {
+            user: self.user,
+            delivered: mark.delivered,
+            delivered_at_s: mark.at_s,
+            read: mark.read,
+            read_at_s: mark.at_s,
+        });
+    }
+
+    /// Merges what was merged elsewhere, as if all of its marks had come here.
+    pub fn join(&mut self, other: &Self) {
+        let reached = |at: &mut ConvSeq, at_s: &mut u32, new: ConvSeq, new_s: u32| {
             if new > *at {
-                (*at, *at_s) = (new, mark.at_s);
+                (*at, *at_s) = (new, new_s);
             } else if new == *at && new.0 != 0 {
-                *at_s = mark.at_s.min(*at_s);
+                *at_s = new_s.min(*at_s);
             }
         };
         reached(
             &mut self.delivered,
             &mut self.delivered_at_s,
-            mark.delivered,
+            other.delivered,
+            other.delivered_at_s,
         );
-        reached(&mut self.read, &mut self.read_at_s, mark.read);
+        reached(
+            &mut self.read,
+            &mut self.read_at_s,
+            other.read,
+            other.read_at_s,
+        );
     }
 }
 
@@ -451,6 +468,10 @@ mod tests {
         };
         for order in [[0, 1, 2, 3], [3, 2, 1, 0], [2, 0, 3, 1], [1, 3, 0, 2]] {
             assert_eq!(merge(&order), expected, "order {order:?}");
+            // In two heaps, each merged by itself.
+            let mut joined = merge(&order[..2]);
+            joined.join(&merge(&order[2..]));
+            assert_eq!(joined, expected, "order {order:?} in two heaps");
         }
     }
 

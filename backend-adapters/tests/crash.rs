@@ -409,7 +409,8 @@ fn end_of_data(journal: &Path) -> u64 {
         .map_or(0, |last| last as u64 + 1)
 }
 
-/// Points spread over the torn commit, its first and last bytes included.
+/// Points spread over the torn commit, its first and last bytes included. Its rows are in the order of
+/// hashed keys, so what lies there is another thing in each run.
 fn points(commit: &std::ops::Range<u64>) -> Vec<u64> {
     let len = commit.end - commit.start;
     let spread = (0..6).map(|i| commit.start + len * i / 6 + i);

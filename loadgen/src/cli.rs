@@ -4,6 +4,7 @@ mod overrides;
 
 pub(crate) use overrides::Overrides;
 
+use crate::aside::Aside;
 use crate::plan::{Plan, parse_duration};
 use anyhow::Context;
 use clap::{Parser, Subcommand};
@@ -80,6 +81,8 @@ pub(crate) enum Command {
         #[arg(long, value_name = "PLAN")]
         print: Option<String>,
     },
+    #[command(flatten)]
+    Aside(Aside),
 }
 
 /// Why a command line cannot be run.

@@ -49,6 +49,18 @@ pub(super) struct ConvHash(SipHasher24);
 /// The first 96 bits.
 pub(super) type H12 = [u8; 12];
 
+/// See [`conv_key`].
+pub(super) type ConvKey = [u8; 20];
+
+/// See [`inbox_key`].
+pub(super) type InboxKey = [u8; 16];
+
+/// See [`inbox_value`].
+pub(super) type InboxValue = [u8; 25];
+
+/// See [`cursor_key`].
+pub(super) type CursorKey = [u8; 12];
+
 impl ConvHash {
     pub(super) fn new(key: &[u8; 16]) -> Self {
         Self(SipHasher24::new_with_key(key))
@@ -63,7 +75,7 @@ impl ConvHash {
 // Keys.
 
 /// `h12(conv)`, then a conversation's number, or a user. Entries, fan-out markers, watermarks.
-pub(super) fn conv_key(h12: &H12, number: u64) -> [u8; 20] {
+pub(super) fn conv_key(h12: &H12, number: u64) -> ConvKey {
     let mut key = [0; 20];
     let (head, tail) = key.split_at_mut(12);
     head.copy_from_slice(h12);
@@ -78,7 +90,7 @@ pub(super) fn conv_key_number(key: &[u8]) -> Option<u64> {
 }
 
 /// A user, then a position in the inbox.
-pub(super) fn inbox_key(user: UserId, seq: Seq) -> [u8; 16] {
+pub(super) fn inbox_key(user: UserId, seq: Seq) -> InboxKey {
     (u128::from(user.0) << 64 | u128::from(seq.0)).to_be_bytes()
 }
 
@@ -88,7 +100,7 @@ pub(super) fn inbox_key_seq(key: &[u8]) -> Option<Seq> {
 }
 
 /// A user, then a device in 4 bytes.
-pub(super) fn cursor_key(user: UserId, device: DeviceId) -> [u8; 12] {
+pub(super) fn cursor_key(user: UserId, device: DeviceId) -> CursorKey {
     let mut key = [0; 12];
     let (head, tail) = key.split_at_mut(8);
     head.copy_from_slice(&user.0.to_be_bytes());
@@ -226,7 +238,7 @@ impl<'a> EntryView<'a> {
     }
 }
 
-pub(super) fn inbox_value(reference: &InboxRef) -> [u8; 25] {
+pub(super) fn inbox_value(reference: &InboxRef) -> InboxValue {
     let mut value = [V1; 25];
     let (conv, seq) = value[1..].split_at_mut(16);
     conv.copy_from_slice(&reference.conv.to_bytes());
@@ -254,14 +266,20 @@ pub(super) fn parse_cursor(value: &[u8]) -> Option<Seq> {
     Some(seq)
 }
 
-pub(super) fn mark_value(conv: ConvId, water: &Watermark) -> Vec<u8> {
-    let mut value = Vec::with_capacity(41);
-    value.push(V1);
-    value.extend(conv.to_bytes());
-    value.extend(water.delivered.0.to_be_bytes());
-    value.extend(water.delivered_at_s.to_be_bytes());
-    value.extend(water.read.0.to_be_bytes());
-    value.extend(water.read_at_s.to_be_bytes());
+pub(super) fn mark_value(conv: ConvId, water: &Watermark) -> [u8; 41] {
+    let mut value = [V1; 41];
+    let mut rest = &mut value[1..];
+    let mut put = |field: &[u8]| {
+        if let Some((place, after)) = std::mem::take(&mut rest).split_at_mut_checked(field.len()) {
+            place.copy_from_slice(field);
+            rest = after;
+        }
+    };
+    put(&conv.to_bytes());
+    put(&water.delivered.0.to_be_bytes());
+    put(&water.delivered_at_s.to_be_bytes());
+    put(&water.read.0.to_be_bytes());
+    put(&water.read_at_s.to_be_bytes());
     value
 }
 

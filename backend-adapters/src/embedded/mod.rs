@@ -15,6 +15,7 @@ mod failure;
 mod layout;
 mod month;
 mod read;
+mod recent;
 mod records;
 mod write;
 

@@ -569,6 +569,42 @@ fn within_a_commit_the_later_row_wins() {
 }
 
 /// Opens the store with one row of `meta` changed.
+/// One writer goes on from commit to commit, the other is new in each and has to look everything up.
+#[test]
+fn a_writer_that_remembers_merges_like_one_that_reads() {
+    let (remembering, reading) = (Store::new(), Store::new());
+    let mut writer = MessageWriter::new(Arc::clone(&remembering.engine));
+    // SplitMix64.
+    let mut state = 1_u64;
+    let mut random = |below: u64| {
+        state = state.wrapping_add(0x9e37_79b9_7f4a_7c15);
+        let mut x = state;
+        x = (x ^ (x >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+        x = (x ^ (x >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+        (x ^ (x >> 31)) % below
+    };
+    for step in 0..60 {
+        let marks = (0..random(6)).map(|_| Mark {
+            conv: CONV,
+            user: UserId(random(3)),
+            delivered: ConvSeq(random(20)),
+            read: ConvSeq(random(20)),
+            at_s: random(100) as u32,
+        });
+        let marks: Vec<Mark> = marks.collect();
+        let cursors = (0..random(6)).map(|_| (USER, DeviceId(random(3) as u16), Seq(random(50))));
+        let cursors = cursors.collect();
+        let cmds = [Cmd::SetWatermarks { marks }, Cmd::SetCursors { cursors }];
+        for result in apply(&mut writer, &cmds) {
+            result.expect("succeeds");
+        }
+        reading.ok(&cmds);
+        for cmd in [Cmd::Watermarks { conv: CONV }, Cmd::Cursors { user: USER }] {
+            assert_eq!(remembering.read(&cmd), reading.read(&cmd), "step {step}");
+        }
+    }
+}
+
 fn reopen_with(row: &str, value: Option<&[u8]>) -> OpenError {
     let store = Store::new();
     match value {

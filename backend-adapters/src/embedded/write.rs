@@ -1,38 +1,56 @@
 //! The commit thread's side of the message family.
 //!
 //! A commit is one atomic batch of the engine with one `fdatasync`. Appends are blind: nothing is
-//! read before an entry or a reference is written. Cursors and watermarks merge by maximum, so
-//! they are read; what this commit has merged already is kept beside the batch until its end.
+//! read before an entry or a reference is written. Cursors and watermarks merge by maximum with
+//! what is stored; as this thread alone writes them, it remembers those of late and reads only the
+//! others. What the commit that is being put together has merged is kept beside the batch until
+//! its end.
 //!
 //! # Invariants
 //! * The ceiling is raised in the same batch that comes close to it.
 //! * A command that is refused leaves nothing in the batch.
+//! * What is remembered is stored: it is noted after the commit.
 
 use super::engine::{Engine, Months};
 use super::failure::{Failure, write_failure};
-use super::layout;
+use super::layout::{self, ConvKey, CursorKey, InboxKey, InboxValue};
 use super::month::{DAY_US, Month};
+use super::recent::Recent;
 use crate::ceiling::Ceiling;
 use crate::messages::{Cmd, Entry, InboxRef, Mark, Messages, Reply, Watermark};
-use crate::{Error, Kind, Request, Writer};
-use fjall::{Keyspace, OwnedWriteBatch, PersistMode};
+use crate::{Error, Request, Writer};
+use fjall::{OwnedWriteBatch, PersistMode, UserValue};
 use portico_wire::ids::{ConvId, DeviceId, Seq, UserId};
-use std::collections::HashMap;
+use rustc_hash::FxHashMap;
 use std::sync::Arc;
+
+/// Cursors, and watermarks, that are remembered without fail; up to twice as many are, at some 60
+/// bytes each.
+const RECENT_MAX: usize = 65_536;
 
 pub(super) struct MessageWriter {
     engine: Arc<Engine>,
     months: Arc<Months>,
     ceiling: Ceiling,
+    /// As they are stored.
+    cursors: Recent<CursorKey, Seq>,
+    marks: Recent<ConvKey, Watermark>,
     /// For the value of one entry. Kept for its memory.
     scratch: Vec<u8>,
 }
 
 /// One commit while it is put together.
+///
+/// Rows of months are gathered here and given to the engine in the order of their keys: it inserts
+/// one after the other into a sorted list too large for the caches of a CPU, and neighbours find
+/// what their predecessor has just fetched.
 struct Commit {
     batch: OwnedWriteBatch,
-    cursors: HashMap<(UserId, DeviceId), Seq>,
-    marks: HashMap<(ConvId, UserId), Watermark>,
+    entries: Vec<(Month, ConvKey, UserValue)>,
+    inboxes: Vec<(Month, InboxKey, InboxValue)>,
+    /// Merged among themselves, not yet with what is stored.
+    cursors: FxHashMap<CursorKey, Seq>,
+    marks: FxHashMap<ConvKey, (ConvId, Watermark)>,
     /// The greatest number that counts for the ceiling, and the greatest of a row in a month.
     greatest: u64,
     newest_row: u64,
@@ -45,6 +63,8 @@ impl MessageWriter {
             months: engine.months(),
             ceiling: Ceiling::stored(engine.ceiling()),
             engine,
+            cursors: Recent::new(RECENT_MAX),
+            marks: Recent::new(RECENT_MAX),
             scratch: Vec::new(),
         }
     }
@@ -54,13 +74,15 @@ impl MessageWriter {
         batch: &[Request<Messages>],
         results: &mut Vec<Result<Reply, Error>>,
     ) -> Result<(), fjall::Error> {
-        // A direct message has two rows; a group's batch grows by itself.
-        let rows = batch.len() * 2 + 1;
+        // A direct message has two rows and a watermark; a group's batch grows by itself.
+        let rows = batch.len() * 3 + 1;
         let batch_of_engine = OwnedWriteBatch::with_capacity(self.engine.db.clone(), rows);
         let mut commit = Commit {
             batch: batch_of_engine.durability(Some(PersistMode::SyncData)),
-            cursors: HashMap::new(),
-            marks: HashMap::new(),
+            entries: Vec::with_capacity(batch.len()),
+            inboxes: Vec::with_capacity(batch.len()),
+            cursors: FxHashMap::default(),
+            marks: FxHashMap::default(),
             greatest: 0,
             newest_row: 0,
             expire: None,
@@ -85,14 +107,14 @@ impl MessageWriter {
             } => self.stage_append(entry, refs, *fan_out, commit)?,
             Cmd::AddRefs { refs } => {
                 self.prepare_refs(refs)?;
-                self.stage_refs(refs, commit);
+                Self::stage_refs(refs, commit);
             }
             Cmd::EndFanOut { conv, conv_seq } => {
                 let key = layout::conv_key(&self.engine.hash.h12(*conv), conv_seq.0);
                 commit.batch.remove(&self.engine.fan_out, key);
             }
-            Cmd::SetCursors { cursors } => self.stage_cursors(cursors, commit)?,
-            Cmd::SetWatermarks { marks } => self.stage_marks(marks, commit)?,
+            Cmd::SetCursors { cursors } => stage_cursors(cursors, commit),
+            Cmd::SetWatermarks { marks } => self.stage_marks(marks, commit),
             Cmd::Expire { before } => commit.expire = commit.expire.max(Some(*before)),
             Cmd::FanOuts { .. }
             | Cmd::Replay { .. }
@@ -115,16 +137,16 @@ impl MessageWriter {
     ) -> Result<(), Failure> {
         self.prepare_refs(refs)?;
         let month = self.prepare_month(entry.conv_seq.0)?;
-        let entries = find(self.months.entries.get(&month), month)?;
         let key = layout::conv_key(&self.engine.hash.h12(entry.conv), entry.conv_seq.0);
         layout::put_entry(&mut self.scratch, entry);
-        commit.batch.insert(entries, key, self.scratch.as_slice());
+        let value = UserValue::from(self.scratch.as_slice());
+        commit.entries.push((month, key, value));
         commit.newest_row = commit.newest_row.max(entry.conv_seq.0);
         if fan_out {
             let value = layout::fan_out_value(entry.conv);
             commit.batch.insert(&self.engine.fan_out, key, value);
         }
-        self.stage_refs(refs, commit);
+        Self::stage_refs(refs, commit);
         Ok(())
     }
 
@@ -141,15 +163,23 @@ impl MessageWriter {
         Ok(())
     }
 
-    fn stage_refs(&self, refs: &[InboxRef], commit: &mut Commit) {
+    fn stage_refs(refs: &[InboxRef], commit: &mut Commit) {
         for reference in refs {
             let month = Month::of(reference.seq.0);
-            if let Some(inbox) = self.months.inboxes.get(&month) {
-                let key = layout::inbox_key(reference.user, reference.seq);
-                let value = layout::inbox_value(reference);
-                commit.batch.insert(inbox, key, value);
-                commit.newest_row = commit.newest_row.max(reference.seq.0);
-            }
+            let key = layout::inbox_key(reference.user, reference.seq);
+            commit
+                .inboxes
+                .push((month, key, layout::inbox_value(reference)));
+            commit.newest_row = commit.newest_row.max(reference.seq.0);
+        }
+    }
+
+    fn stage_marks(&self, marks: &[Mark], commit: &mut Commit) {
+        for mark in marks {
+            let key = layout::conv_key(&self.engine.hash.h12(mark.conv), mark.user.0);
+            let none = || (mark.conv, Watermark::none(mark.user));
+            let (_, water) = commit.marks.entry(key).or_insert_with(none);
+            water.merge(mark);
         }
     }
 
@@ -164,89 +194,120 @@ impl MessageWriter {
         Ok(month)
     }
 
-    fn stage_cursors(
-        &self,
-        cursors: &[(UserId, DeviceId, Seq)],
-        commit: &mut Commit,
-    ) -> Result<(), Failure> {
-        for (user, device, seq) in cursors {
-            let merged = match commit.cursors.get(&(*user, *device)) {
-                Some(staged) if staged >= seq => continue,
-                Some(_) => *seq,
-                None => {
-                    let key = layout::cursor_key(*user, *device);
-                    let stored = self.engine.cursor.get(key)?;
-                    let stored = stored.and_then(|value| {
-                        let parsed = layout::parse_cursor(&value);
-                        if parsed.is_none() {
-                            self.engine.count_damage("cursor");
-                        }
-                        parsed
-                    });
-                    // What is stored already need not be written: the row is there.
-                    if stored.is_some_and(|stored| stored >= *seq) {
-                        continue;
-                    }
-                    *seq
-                }
-            };
-            commit.cursors.insert((*user, *device), merged);
+    fn stored_cursor(&self, key: &CursorKey) -> Result<Option<Seq>, fjall::Error> {
+        if let Some(cursor) = self.cursors.get(key) {
+            return Ok(Some(cursor));
         }
-        Ok(())
+        let Some(value) = self.engine.cursor.get(key)? else {
+            return Ok(None);
+        };
+        let parsed = layout::parse_cursor(&value);
+        if parsed.is_none() {
+            self.engine.count_damage("cursor");
+        }
+        Ok(parsed)
     }
 
-    fn stage_marks(&self, marks: &[Mark], commit: &mut Commit) -> Result<(), Failure> {
-        for mark in marks {
-            let key = (mark.conv, mark.user);
-            if let Some(staged) = commit.marks.get_mut(&key) {
-                staged.merge(mark);
-                continue;
-            }
-            let stored_key = layout::conv_key(&self.engine.hash.h12(mark.conv), mark.user.0);
-            let mut water = match self.engine.mark.get(stored_key)? {
-                None => Watermark::none(mark.user),
-                Some(value) => match layout::parse_mark(mark.user, &value) {
-                    Some((conv, water)) if conv == mark.conv => water,
-                    _ => {
-                        self.engine.count_damage("mark");
-                        Watermark::none(mark.user)
-                    }
-                },
-            };
-            water.merge(mark);
-            commit.marks.insert(key, water);
+    fn stored_mark(
+        &self,
+        key: &ConvKey,
+        conv: ConvId,
+        user: UserId,
+    ) -> Result<Option<Watermark>, fjall::Error> {
+        if let Some(water) = self.marks.get(key) {
+            return Ok(Some(water));
         }
-        Ok(())
+        let Some(value) = self.engine.mark.get(key)? else {
+            return Ok(None);
+        };
+        let parsed = layout::parse_mark(user, &value).filter(|(of, _)| *of == conv);
+        if parsed.is_none() {
+            self.engine.count_damage("mark");
+        }
+        Ok(parsed.map(|(_, water)| water))
+    }
+
+    /// Adds those that exceed what is stored, and returns them.
+    fn add_cursors(
+        &self,
+        staged: FxHashMap<CursorKey, Seq>,
+        batch: &mut OwnedWriteBatch,
+    ) -> Result<Vec<(CursorKey, Seq)>, fjall::Error> {
+        let mut rows: Vec<_> = staged.into_iter().collect();
+        rows.sort_unstable_by_key(|(key, _)| *key);
+        let mut added = Vec::with_capacity(rows.len());
+        for (key, seq) in rows {
+            // What is there already need not be written.
+            if self.stored_cursor(&key)?.is_none_or(|stored| stored < seq) {
+                batch.insert(&self.engine.cursor, key, layout::cursor_value(seq));
+                added.push((key, seq));
+            }
+        }
+        Ok(added)
+    }
+
+    /// Merges with what is stored, adds what that changes, and returns it.
+    fn add_marks(
+        &self,
+        staged: FxHashMap<ConvKey, (ConvId, Watermark)>,
+        batch: &mut OwnedWriteBatch,
+    ) -> Result<Vec<(ConvKey, Watermark)>, fjall::Error> {
+        let mut rows: Vec<_> = staged.into_iter().collect();
+        rows.sort_unstable_by_key(|(key, _)| *key);
+        let mut added = Vec::with_capacity(rows.len());
+        for (key, (conv, mut water)) in rows {
+            let stored = self.stored_mark(&key, conv, water.user)?;
+            if let Some(stored) = &stored {
+                water.join(stored);
+            }
+            if stored != Some(water) {
+                batch.insert(&self.engine.mark, key, layout::mark_value(conv, &water));
+                added.push((key, water));
+            }
+        }
+        Ok(added)
     }
 
     fn finish(&mut self, commit: Commit) -> Result<(), fjall::Error> {
         let Commit {
             mut batch,
+            mut entries,
+            mut inboxes,
             cursors,
             marks,
             greatest,
             newest_row,
             expire,
         } = commit;
-        let engine = &self.engine;
-        for ((user, device), seq) in cursors {
-            let key = layout::cursor_key(user, device);
-            batch.insert(&engine.cursor, key, layout::cursor_value(seq));
+        // Stable: of two rows with one key the later one counts.
+        entries.sort_by(|a, b| (a.0, &a.1).cmp(&(b.0, &b.1)));
+        for (month, key, value) in entries {
+            let partition = self.months.entries.get(&month);
+            batch.insert(partition.ok_or(fjall::Error::KeyspaceDeleted)?, key, value);
         }
-        for ((conv, user), water) in marks {
-            let key = layout::conv_key(&engine.hash.h12(conv), user.0);
-            batch.insert(&engine.mark, key, layout::mark_value(conv, &water));
+        inboxes.sort_by(|a, b| (a.0, &a.1).cmp(&(b.0, &b.1)));
+        for (month, key, value) in inboxes {
+            let partition = self.months.inboxes.get(&month);
+            batch.insert(partition.ok_or(fjall::Error::KeyspaceDeleted)?, key, value);
         }
+        let cursors = self.add_cursors(cursors, &mut batch)?;
+        let marks = self.add_marks(marks, &mut batch)?;
         let raised = (greatest > 0)
             .then(|| self.ceiling.needed_for(greatest))
             .flatten();
         if let Some(to) = raised {
-            batch.insert(&engine.meta, layout::META_CLOCK, to.0.to_be_bytes());
+            batch.insert(&self.engine.meta, layout::META_CLOCK, to.0.to_be_bytes());
         }
         batch.commit()?;
+        for (key, seq) in cursors {
+            self.cursors.put(key, seq);
+        }
+        for (key, water) in marks {
+            self.marks.put(key, water);
+        }
         if let Some(to) = raised {
             self.ceiling.raise(to);
-            engine.note_ceiling(to);
+            self.engine.note_ceiling(to);
         }
         if let Some(before) = expire {
             self.engine.drop_months(&mut self.months, before)?;
@@ -264,9 +325,12 @@ impl MessageWriter {
     }
 }
 
-/// The months were prepared; one that is missing all the same refuses the command.
-fn find(keyspace: Option<&Keyspace>, month: Month) -> Result<&Keyspace, Error> {
-    keyspace.ok_or_else(|| Error::new(Kind::Unavailable, format!("no partition for {month}")))
+fn stage_cursors(cursors: &[(UserId, DeviceId, Seq)], commit: &mut Commit) {
+    for (user, device, seq) in cursors {
+        let key = layout::cursor_key(*user, *device);
+        let staged = commit.cursors.entry(key).or_insert(*seq);
+        *staged = (*staged).max(*seq);
+    }
 }
 
 impl Writer<Messages> for MessageWriter {

@@ -66,7 +66,8 @@ pub struct Limits {
     pub commands_max: usize,
     /// Bytes of commands in flight, of reads and of writes each. Past it: `Overloaded`.
     pub bytes_max: usize,
-    /// Weight of one commit, in messages. Larger commits gain nothing and take longer.
+    /// Weight of one commit, in messages. Only a store that is behind fills it: then a larger commit
+    /// costs less per message, and takes longer.
     pub commit_messages_max: usize,
     /// A commit that takes longer makes the health `Degraded`, while it lasts.
     pub commit_slow: Duration,
@@ -79,7 +80,7 @@ impl Default for Limits {
         Self {
             commands_max: 16_384,
             bytes_max: 64 << 20,
-            commit_messages_max: 512,
+            commit_messages_max: 2_048,
             commit_slow: Duration::from_secs(5),
             commit_stuck: Duration::from_secs(30),
         }
