@@ -5,6 +5,7 @@ mod overrides;
 pub(crate) use overrides::Overrides;
 
 use crate::{
+    aside::Aside,
     outputs::Outputs,
     plan::{Plan, parse_duration},
     remote,
@@ -88,6 +89,8 @@ pub(crate) enum Command {
         #[arg(long, value_name = "PLAN")]
         print: Option<String>,
     },
+    #[command(flatten)]
+    Aside(Aside),
 }
 
 /// Why a command line cannot be run.

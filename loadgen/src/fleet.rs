@@ -12,10 +12,11 @@ mod portico;
 pub(crate) use portico::CLIENT;
 
 use crate::{
+    peer::{self, PeerOpening, System},
     plan::{Acks, Groups, Plan, Protocol},
+    run::ports_per_source,
     tokens::Tokens,
 };
-use anyhow::bail;
 use portico_client::{Now, many::Clock};
 use portico_wire::ids::{ConvSeq, DeviceId, UserId};
 use std::{
@@ -204,13 +205,13 @@ pub(crate) const fn promises(protocol: Protocol, acks: Acks) -> Promises {
             places: false,
             stores: true,
         },
-        (Protocol::MqttQos1, _) => Promises {
+        (Protocol::MqttQos1 | Protocol::Redis, _) => Promises {
             answers: true,
             receipts: false,
             places: false,
             stores: false,
         },
-        (Protocol::MqttQos0 | Protocol::Nats | Protocol::Redis | Protocol::Relay, _) => Promises {
+        (Protocol::MqttQos0 | Protocol::Nats | Protocol::Relay, _) => Promises {
             answers: false,
             receipts: false,
             places: false,
@@ -238,16 +239,26 @@ pub(crate) fn open<'a>(
     protocol: Protocol,
     opening: &Opening<'a>,
 ) -> anyhow::Result<Box<dyn Fleet + 'a>> {
-    match protocol {
-        Protocol::Portico => Ok(Box::new(portico::Portico::open(opening)?)),
-        Protocol::MqttQos0
-        | Protocol::MqttQos1
-        | Protocol::Nats
-        | Protocol::Redis
-        | Protocol::Relay => {
-            bail!("--protocol {protocol} is not built into this version; use --protocol portico")
-        }
-    }
+    let system = match protocol {
+        Protocol::Portico => return Ok(Box::new(portico::Portico::open(opening)?)),
+        Protocol::MqttQos0 => System::MqttQos0,
+        Protocol::MqttQos1 => System::MqttQos1,
+        Protocol::Nats => System::Nats,
+        Protocol::Redis => System::Redis,
+        Protocol::Relay => System::Relay,
+    };
+    let opening = PeerOpening {
+        clock: opening.clock,
+        target: opening.target,
+        users_before: opening.source_offset,
+        first_user: opening.first_user,
+        users: opening.users,
+        members: opening.groups.map(|groups| groups.members),
+        ports_per_source: ports_per_source(),
+        connects_per_s: opening.connects_per_s,
+        heartbeat_s: opening.heartbeat_s,
+    };
+    Ok(peer::open(system, &opening)?)
 }
 
 #[cfg(test)]

@@ -8,20 +8,26 @@
 //! `verdict` says what they have proved, `report` writes it down. The plan of the same name in
 //! `hold` keeps many more connections beside those, which say nothing.
 //!
+//! `peer` speaks the protocols of other systems, so that plans can be run against those. `aside` has
+//! the servers that this program is measured against: `floor` copies bytes, `sink` takes everything.
+//!
 //! # Does not
 //! Share code with the gateway beyond the wire protocol: a fault of the server cannot be repeated,
 //! and so hidden, by the tool that looks for it.
 
+mod aside;
 mod capacity;
 mod cli;
 mod control;
 mod environment;
 mod figures;
 mod fleet;
+mod floor;
 mod hold;
 mod observer;
 mod outputs;
 mod payload;
+mod peer;
 mod plan;
 mod process;
 mod progress;
@@ -31,6 +37,7 @@ mod report;
 mod run;
 mod schedule;
 mod series;
+mod sink;
 mod target;
 mod tokens;
 mod verdict;
@@ -80,6 +87,7 @@ fn main() -> ExitCode {
 fn follow(args: &Args) -> anyhow::Result<ExitCode> {
     match &args.command {
         Some(Command::Plan { print }) => show_plans(print.as_deref()).map(|()| ExitCode::SUCCESS),
+        Some(Command::Aside(aside)) => aside.run().map(|()| ExitCode::SUCCESS),
         None => measure(args).map(|verdict| ExitCode::from(verdict.exit_code())),
     }
 }

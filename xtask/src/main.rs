@@ -4,12 +4,14 @@
 //!   code belongs to the committed schema, and that the schema only grew since the last release.
 //! - `tidy` checks what no compiler checks: which crate may know which, where some names may be
 //!   used, how long a file may be, whether documents follow the schema.
+//! - `peers` measures Portico beside other messaging servers.
 //! - `check` is all that must hold before a change is shared: format, lints, documentation,
 //!   generated code, tidy. Automation runs the same and adds time.
 
 mod check;
 mod codegen;
 mod digest;
+mod peers;
 mod tidy;
 
 use clap::{Parser, Subcommand};
@@ -45,6 +47,11 @@ enum Chore {
         #[arg(long)]
         require_flatc: bool,
     },
+    /// Measures Portico beside other messaging servers that are installed here, and writes a table.
+    Peers {
+        #[command(flatten)]
+        options: peers::Options,
+    },
     /// Checks layers, names, file lengths and documents.
     Tidy,
 }
@@ -55,6 +62,7 @@ fn main() -> ExitCode {
         Chore::Codegen { check: false, .. } => codegen::write(&root),
         Chore::Codegen { require_flatc, .. } => codegen::check(&root, require_flatc),
         Chore::Check { require_flatc } => check::run(&root, require_flatc),
+        Chore::Peers { options } => peers::run(&root, &options),
         Chore::Tidy => tidy::run(&root),
     };
     match done {

@@ -84,6 +84,12 @@ impl Plan {
         if self.pingpong.is_some() && self.partners != 1 {
             return conflict("--partners must be 1 with pingpong: pairs answer".to_owned());
         }
+        if self.protocol == Protocol::Relay && self.partners != 1 {
+            return conflict(
+                "--partners must be 1 with --protocol relay: a connection there sends to one place"
+                    .to_owned(),
+            );
+        }
         let promises = promises(self.protocol, self.acks);
         if self.has_absent() && !promises.stores {
             return conflict(format!(

@@ -24,6 +24,8 @@ pub(crate) struct Server {
     pub pid: u32,
     pub name: String,
     pub cpu_us_per_message: f64,
+    /// From the first connection until all were up.
+    pub cpu_us_per_login: f64,
     pub rss_bytes: u64,
     pub rss_bytes_at_rest: u64,
     pub rss_bytes_per_connection: f64,
@@ -130,17 +132,18 @@ impl Report {
         let per_message = |us: u64| round(us as f64 / delivered.max(1.0), 100.0);
         let server = measured.server.as_ref().map(|server| {
             let cpu_us = server.end.cpu_us.saturating_sub(server.connected.cpu_us);
+            let connected = server.connected;
+            let login_us = connected.cpu_us.saturating_sub(server.at_rest.cpu_us);
+            let connections = (measured.connections as f64).max(1.0);
             let grown = server.connected.rss_bytes as f64 - server.at_rest.rss_bytes as f64;
             Server {
                 pid: server.pid,
                 name: server.name.clone(),
                 cpu_us_per_message: per_message(cpu_us),
+                cpu_us_per_login: round(login_us as f64 / connections, 100.0),
                 rss_bytes: server.end.rss_bytes,
                 rss_bytes_at_rest: server.at_rest.rss_bytes,
-                rss_bytes_per_connection: round(
-                    grown / (measured.connections as f64).max(1.0),
-                    1.0,
-                ),
+                rss_bytes_per_connection: round(grown / connections, 1.0),
             }
         });
         Self {
@@ -346,6 +349,7 @@ mod tests {
         let report = Report::new(&measured);
         let server = report.server.as_ref().expect("given");
         assert_eq!(server.cpu_us_per_message, 10.0);
+        assert_eq!(server.cpu_us_per_login, 5.0);
         assert_eq!(server.rss_bytes_per_connection, 400.0);
         assert_eq!(report.generator.cpu_us_per_message, 3.0);
         assert_eq!(report.rate_per_s, 2_000.0);

@@ -273,14 +273,14 @@ fn plans_that_cannot_be_carried_out_are_refused_at_once() {
         (own.as_str(), ["own.toml is not a plan", "conections"]),
         ("relay --share 0.5", ["--share belongs to", "`relay`"]),
         ("flap --protocol nats", ["`flap` needs", "nats"]),
+        (
+            "smoke --protocol relay",
+            ["--partners must be 1", "--protocol relay"],
+        ),
         ("none.toml", ["cannot read the plan", "none.toml"]),
     ] {
         fails_with(&setup.run("127.0.0.1:1", line), &parts);
     }
-    // What the target speaks is looked at when something listens there.
-    let gateway = FakeGateway::start(Fault::None);
-    let output = setup.run(&gateway.address.to_string(), "relay --protocol nats");
-    fails_with(&output, &["--protocol nats", "not built into"]);
 }
 
 /// Not part of the usual tests, because it measures what one core produces: the CPU time of this
