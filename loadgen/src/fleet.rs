@@ -234,6 +234,15 @@ pub(crate) const fn promises_to(plan: &Plan) -> Promises {
     }
 }
 
+/// Sockets that a user of the plan takes: two where a connection cannot both hear and speak, and
+/// users do both.
+pub(crate) const fn sockets_per_user(plan: &Plan) -> u32 {
+    match plan.protocol {
+        Protocol::Redis | Protocol::Relay if plan.fanout.is_none() => 2,
+        _ => 1,
+    }
+}
+
 /// The only place where a fleet is made.
 pub(crate) fn open<'a>(
     protocol: Protocol,
@@ -264,6 +273,20 @@ pub(crate) fn open<'a>(
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn who_both_hears_and_speaks_may_take_two_sockets() {
+        let sockets = |name, protocol| {
+            let mut plan = Plan::named(name).expect("built in");
+            plan.protocol = protocol;
+            sockets_per_user(&plan)
+        };
+        assert_eq!(sockets("relay", Protocol::Portico), 1);
+        assert_eq!(sockets("relay", Protocol::Nats), 1);
+        assert_eq!(sockets("relay", Protocol::Redis), 2);
+        assert_eq!(sockets("relay", Protocol::Relay), 2);
+        assert_eq!(sockets("fanout", Protocol::Redis), 1);
+    }
 
     #[test]
     fn promises_depend_on_the_protocol_and_how_it_is_used() {

@@ -4,7 +4,7 @@ use crate::{
     cli::Args,
     control::{Control, Gauges},
     environment::Means,
-    fleet::Credentials,
+    fleet::{Credentials, sockets_per_user},
     observer::{Observed, Observer},
     plan::{Plan, Protocol},
     process::{self, Usage},
@@ -68,10 +68,11 @@ pub(crate) fn run_watched(
         _ => None,
     };
     let files = process::raise_open_file_limit().context("cannot raise the open file limit")?;
-    if u64::from(plan.connections) + FILES_RESERVE > files {
+    let sockets = u64::from(plan.connections) * u64::from(sockets_per_user(plan));
+    if sockets + FILES_RESERVE > files {
         bail!(
-            "{} connections need more open files than the {} this process may have (ulimit -Hn)",
-            grouped(u64::from(plan.connections)),
+            "{} sockets need more open files than the {} this process may have (ulimit -Hn)",
+            grouped(sockets),
             grouped(files)
         );
     }
@@ -102,8 +103,10 @@ pub(crate) fn run_watched(
             users: *users,
             users_before: *before,
             cpu: args.cpus.as_ref().map(|cpus| cpus.0[worker]),
-            connects_per_s: CONNECTS_PER_S,
-            heartbeat_s: 0,
+            connects_per_s: plan.hold.map_or(CONNECTS_PER_S, |hold| {
+                hold.ramp_per_s.div_ceil(args.workers() as u32)
+            }),
+            heartbeat_s: plan.hold.map_or(0, |hold| hold.heartbeat_s),
         })
         .collect();
 
@@ -112,7 +115,7 @@ pub(crate) fn run_watched(
         ports_per_address: ports(),
         addresses: sources.len().max(1),
         files,
-        connections: u64::from(plan.connections),
+        connections: sockets,
     };
     let course = Course {
         plan,
@@ -217,7 +220,10 @@ pub(crate) fn lead<'a>(
         pid,
         start_delay_us,
     } = *course;
-    let patience = CONNECT_PATIENCE + Duration::from_millis(u64::from(plan.connections));
+    let ramp = plan.hold.map_or(Duration::ZERO, |hold| {
+        Duration::from_secs(u64::from(plan.connections / hold.ramp_per_s))
+    });
+    let patience = CONNECT_PATIENCE + Duration::from_millis(u64::from(plan.connections)) + ramp;
     let begun = Instant::now();
     let connections = loop {
         let up = view.up();
@@ -243,6 +249,12 @@ pub(crate) fn lead<'a>(
         view.turn("connecting");
         thread::sleep(POLL);
     };
+    let up_since = Instant::now();
+    let settle = plan.hold.map_or(Duration::ZERO, |hold| hold.settle);
+    while up_since.elapsed() < settle && !is_over() {
+        view.turn("settling");
+        thread::sleep(POLL);
+    }
     let connected = pid.and_then(process::usage);
     let start_us = clock.now().mono_us + start_delay_us;
     control.start(start_us);

@@ -173,6 +173,9 @@ impl Plan {
         };
         let active_max = self.connections.saturating_sub(1);
         let why = ": at least one is only held";
+        if hold.cut && self.protocol != Protocol::Portico {
+            return conflict("--cut goes with --protocol portico alone".to_owned());
+        }
         within("--active", hold.active, 2 * workers..=active_max, why)?;
         within("--ramp", hold.ramp_per_s, 1..=RAMP_PER_S_MAX, " per second")?;
         at_most("--settle", hold.settle, DURATION_MAX)?;
@@ -357,6 +360,18 @@ mod tests {
         ] {
             assert!(text.contains(part), "{text}");
         }
+    }
+
+    #[test]
+    fn held_connections_are_cut_at_portico_alone() {
+        let text = refusal("hold", |plan| {
+            plan.protocol = Protocol::Nats;
+            plan.hold.iter_mut().for_each(|hold| hold.cut = true);
+        });
+        assert!(text.contains("--cut"), "{text}");
+        let mut plan = Plan::named("hold").expect("built in");
+        plan.protocol = Protocol::MqttQos0;
+        assert_eq!(plan.check(1), Ok(()));
     }
 
     #[test]

@@ -62,7 +62,12 @@ impl Flows {
             Some(fanout) => Self::to_groups(first_user, users, fanout.members),
             None => {
                 let weights = plan.mixed.as_ref().map_or(&[][..], |mixed| &mixed.writers);
-                Self::between_users(first_user, users, plan.partners, weights, plan.seed)
+                let flows =
+                    Self::between_users(first_user, users, plan.partners, weights, plan.seed);
+                match plan.hold {
+                    Some(hold) => flows.written_by(share_of(hold.active, plan.connections, users)),
+                    None => flows,
+                }
             }
         }
     }
@@ -109,6 +114,12 @@ impl Flows {
             senders,
             groups: None,
         }
+    }
+
+    /// The first so many users write; the others listen.
+    fn written_by(mut self, active: u32) -> Self {
+        self.senders.retain(|sender| *sender < active);
+        self
     }
 
     fn to_groups(first_user: u64, users: u32, members: u32) -> Self {
@@ -209,6 +220,12 @@ impl Flows {
     }
 }
 
+/// Of `active` of `all` users, how many are in a slice of so many: whole pairs, at least one.
+fn share_of(active: u32, all: u32, users: u32) -> u32 {
+    let share = (u64::from(active) * u64::from(users)).div_ceil(u64::from(all).max(1));
+    (share as u32).next_multiple_of(2).clamp(2, users.max(2))
+}
+
 /// The weight of the user at this place of all, 0 to 1.
 fn weight_of(weights: &[(f64, u32)], place: f64) -> u32 {
     let total: f64 = weights.iter().map(|(share, _)| share).sum();
@@ -262,6 +279,29 @@ mod tests {
                 assert!(!own.contains(&sender));
             }
         }
+    }
+
+    #[test]
+    fn of_held_users_few_write_and_they_in_pairs() {
+        let mut plan = Plan::named("hold").expect("built in");
+        plan.connections = 1_000;
+        plan.hold.iter_mut().for_each(|hold| hold.active = 10);
+        let writers = |users| {
+            let flows = Flows::of(&plan, 1, users);
+            let turns = 0..flows.turns_per_round();
+            let mut writers: Vec<u32> = turns
+                .map(|turn| flows.sender(flows.of_turn(turn)))
+                .collect();
+            writers.sort_unstable();
+            writers
+        };
+        assert_eq!(writers(1_000), (0..10).collect::<Vec<_>>());
+        assert_eq!(writers(500), (0..6).collect::<Vec<_>>());
+        assert_eq!(writers(2), [0, 1]);
+        // The engine of its own has a plan of the active ones alone.
+        plan.connections = 10;
+        let flows = Flows::of(&plan, 1, 10);
+        assert_eq!(flows.turns_per_round(), 10);
     }
 
     #[test]

@@ -15,6 +15,7 @@ use crate::{
     cli::Args,
     control::{Control, Gauges, Stage},
     environment::Means,
+    fleet::sockets_per_user,
     observer::Observer,
     plan::{Plan, Protocol},
     progress::Progress,
@@ -274,6 +275,7 @@ fn lead(
 /// How many users each worker gets.
 fn share_out(plan: &Plan, remotes: &[Remote], is_local: bool) -> anyhow::Result<Vec<u32>> {
     let threads: Vec<u32> = remotes.iter().map(|remote| remote.limits.threads).collect();
+    let sockets = u64::from(sockets_per_user(plan));
     let room: Vec<u64> = remotes
         .iter()
         .map(|remote| match is_local {
@@ -284,6 +286,7 @@ fn share_out(plan: &Plan, remotes: &[Remote], is_local: bool) -> anyhow::Result<
                 limits.connections_by_files.min(limits.connections_by_ports)
             }
         })
+        .map(|room| room / sockets)
         .collect();
     divide(plan.connections, plan.unit(), &threads, &room).with_context(|| {
         let rooms: Vec<String> = remotes

@@ -16,7 +16,9 @@
 //! ```
 //! Instead of an answer the worker may say [`FromWorker::Failed`], and why; then it hangs up.
 
-use crate::{plan::Plan, process::Machine, series::Interval, worker::Outcome};
+use crate::{
+    fleet::sockets_per_user, plan::Plan, process::Machine, series::Interval, worker::Outcome,
+};
 use serde::{Deserialize, Serialize};
 use std::time::Duration;
 
@@ -153,7 +155,8 @@ impl Order {
         if self.tokens != 0 && self.tokens != self.users {
             return Err("each user needs one token".into());
         }
-        if u64::from(self.users) > limits.connections_by_files {
+        let sockets = u64::from(self.users) * u64::from(sockets_per_user(plan));
+        if sockets > limits.connections_by_files {
             return Err(format!(
                 "{} users need more open files than the {} of this worker (ulimit -Hn)",
                 self.users, limits.connections_by_files

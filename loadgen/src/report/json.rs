@@ -24,7 +24,7 @@ pub(crate) struct Server {
     pub pid: u32,
     pub name: String,
     pub cpu_us_per_message: f64,
-    /// From the first connection until all were up.
+    /// From the first connection until the first message, all were up by then.
     pub cpu_us_per_login: f64,
     pub rss_bytes: u64,
     pub rss_bytes_at_rest: u64,
