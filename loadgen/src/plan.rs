@@ -15,6 +15,7 @@ pub(crate) use check::{BadPlan, CONNECTIONS_MAX};
 pub(crate) use flows::{Flows, Groups};
 pub(crate) use text::{parse_duration, print};
 
+use crate::report::grouped;
 use anyhow::Context;
 use serde::{Deserialize, Serialize};
 use std::{fmt, fs, path::Path, time::Duration};
@@ -267,6 +268,15 @@ impl Plan {
     /// Connections that must not be torn apart between workers.
     pub(crate) fn unit(&self) -> u32 {
         self.fanout.map_or(2, |fanout| fanout.members + 1)
+    }
+
+    /// How many messages are asked for, before `of 128 bytes`.
+    pub(crate) fn pace_in_words(&self) -> String {
+        match (self.pace, self.pingpong) {
+            (Pace::Rounds, _) => "rounds of messages".to_owned(),
+            (_, Some(_)) => "messages in turn".to_owned(),
+            (Pace::Open, None) => format!("{} messages/s", grouped(self.rate_per_s as u64)),
+        }
     }
 
     /// Latency from the intended time means something.

@@ -83,7 +83,9 @@ fn command() -> clap::Command {
         .about(ABOUT)
         .long_about(LONG_ABOUT)
         .mut_arg("plan", |plan| plan.default_value("relay"))
-        .mut_subcommand("plan", |plan| plan.hide(true))
+        .mut_subcommand("plan", |command| command.hide(true))
+        .mut_subcommand("floor", |command| command.hide(true))
+        .mut_subcommand("sink", |command| command.hide(true))
         .mut_arg("rate", |rate| rate.hide(true))
         .mut_arg("duration", |duration| duration.hide(true))
 }

@@ -101,9 +101,10 @@ fn parse_address(field: &str) -> Option<(IpAddr, u16)> {
 pub(crate) fn usage(pid: u32) -> Option<Usage> {
     let mut cpu_ns = 0;
     for task in fs::read_dir(format!("/proc/{pid}/task")).ok()?.flatten() {
-        // A thread may end between the two calls.
-        if let Ok(line) = fs::read_to_string(task.path().join("schedstat")) {
-            cpu_ns += line.split_whitespace().next()?.parse::<u64>().ok()?;
+        // A thread may end meanwhile: before its file is opened, or, and then it is empty, after.
+        let line = fs::read_to_string(task.path().join("schedstat")).unwrap_or_default();
+        if let Some(ran_ns) = line.split_whitespace().next() {
+            cpu_ns += ran_ns.parse::<u64>().ok()?;
         }
     }
     let pages = fs::read_to_string(format!("/proc/{pid}/statm")).ok()?;

@@ -15,10 +15,10 @@ impl Report {
         let settings = &self.settings;
         writeln!(
             out,
-            "{}: {} connections, {} messages/s of {} bytes for {} s,\nseed {}, target {}, {}",
+            "{}: {} connections, {} of {} bytes for {} s,\nseed {}, target {}, {}",
             self.plan,
             grouped(self.connections),
-            grouped(settings.rate_per_s as u64),
+            self.workload.pace_in_words(),
             grouped(settings.body_bytes as u64),
             settings.duration_s,
             self.seed,

@@ -75,9 +75,9 @@ fn write_about(out: &mut String, report: &Report) -> fmt::Result {
     let settings = &report.settings;
     for line in [
         format!(
-            "{} connections, {} messages/s of {} bytes for {} s, seed {}, target {}",
+            "{} connections, {} of {} bytes for {} s, seed {}, target {}",
             grouped(report.connections),
-            grouped(settings.rate_per_s as u64),
+            report.workload.pace_in_words(),
             grouped(settings.body_bytes as u64),
             settings.duration_s,
             report.seed,
