@@ -21,7 +21,7 @@ use portico_core::{
     Now, ShardId,
     store::{StoreError, StoreRequest, StoreToken},
 };
-use std::{collections::VecDeque, sync::Arc, time::Instant};
+use std::{collections::VecDeque, mem, sync::Arc, time::Instant};
 
 pub(super) struct Storage {
     backend: Arc<dyn Backend<Messages>>,
@@ -131,7 +131,7 @@ impl Storage {
 
     /// Answers that did not come from the adapter.
     pub(super) fn take_failed(&mut self) -> Vec<(StoreToken, StoreError)> {
-        std::mem::take(&mut self.failed)
+        mem::take(&mut self.failed)
     }
 
     pub(super) const fn has_failed(&self) -> bool {
@@ -164,6 +164,10 @@ impl Storage {
         };
         let some = self.queue.iter().take(self.batch_max);
         let count = some.take_while(fits).count();
+        if count == self.queue.len() {
+            // Usually: the list itself goes, and nothing in it is moved.
+            return mem::take(&mut self.queue).into();
+        }
         self.queue.drain(..count).collect()
     }
 
