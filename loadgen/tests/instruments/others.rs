@@ -96,6 +96,12 @@ fn every_plan_passes(protocol: &str, target: SocketAddr) {
     if protocol != "relay" {
         plans("smoke --connections 20 --rate 400 --duration 1s");
     }
+    let held = plans(
+        "hold --connections 50 --active 10 --ramp 500 --heartbeat 1s --settle 1500ms --rate 200 \
+         --duration 1s",
+    );
+    assert_eq!(held["connections"], 50);
+    assert_eq!(held["delivered"], 200, "{held:#}");
     plans("slow-readers --connections 20 --rate 400 --duration 1s --at 300ms --lasts 300ms");
 }
 

@@ -119,6 +119,10 @@ fn two_workers_add_up_exactly() {
     }
     for histogram in ["latency_us", "sent_latency_us", "slip_us"] {
         assert_eq!(result[histogram]["samples"], MESSAGES, "{histogram}");
+        let seconds = result["series"][histogram]["samples"].as_array();
+        let seconds = seconds.expect("a column").iter();
+        let sum: u64 = seconds.filter_map(Value::as_u64).sum();
+        assert_eq!(sum, MESSAGES, "{histogram} by the second");
     }
     assert_eq!(result["generator"]["workers"], 2);
     let hosts = result["hosts"].as_array().expect("two");
