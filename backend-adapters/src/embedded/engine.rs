@@ -68,7 +68,7 @@ impl Engine {
         }
         let db = Database::builder(dir)
             .cache_size(options.cache_bytes)
-            .worker_threads(options.workers.max(1))
+            .worker_threads(options.workers.max(2))
             .max_cached_files(Some(options.open_files_max.max(10)))
             .manual_journal_persist(true)
             .open()

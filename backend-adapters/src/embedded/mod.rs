@@ -42,9 +42,8 @@ pub struct Options {
     pub dir: PathBuf,
     /// Reader threads per family.
     pub readers: usize,
-    /// Threads that flush and compact, at least 1. Of several, the first does not compact: while
-    /// another does, it passes requests for it back into the queue and takes them out again, and
-    /// keeps a processor busy with that (docs/decisions/0012).
+    /// Threads that flush and compact, at least 2. One alone can come to wait for ever for room in a
+    /// queue that only it empties (docs/decisions/0012).
     pub workers: usize,
     pub cache_bytes: u64,
     /// Table files kept open. Counts against the limit of the process.
@@ -59,7 +58,7 @@ impl Options {
         Self {
             dir: dir.into(),
             readers: 2,
-            workers: 1,
+            workers: 2,
             cache_bytes: 64 << 20,
             open_files_max: 512,
             value_bytes_max: 1 << 20,

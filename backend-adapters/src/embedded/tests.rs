@@ -568,7 +568,6 @@ fn within_a_commit_the_later_row_wins() {
     }
 }
 
-/// Opens the store with one row of `meta` changed.
 /// One writer goes on from commit to commit, the other is new in each and has to look everything up.
 #[test]
 fn a_writer_that_remembers_merges_like_one_that_reads() {
@@ -605,6 +604,7 @@ fn a_writer_that_remembers_merges_like_one_that_reads() {
     }
 }
 
+/// Opens the store with one row of `meta` changed.
 fn reopen_with(row: &str, value: Option<&[u8]>) -> OpenError {
     let store = Store::new();
     match value {

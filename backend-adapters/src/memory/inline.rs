@@ -1,8 +1,12 @@
 //! The backend over the maps: it does the work on the thread that hands it in.
 //!
 //! A map needs microseconds, a thread that has to be woken for it takes longer than the map. So a
-//! batch is applied and answered within [`Backend::submit`]; nothing is ever in flight. Other
-//! threads that hand in batches meanwhile wait for the length of one batch, which is bounded.
+//! batch is applied and answered within [`Backend::submit`]; nothing is ever in flight.
+//!
+//! Other threads that hand in batches meanwhile wait for the length of one batch. Most of it takes a
+//! fraction of a microsecond per command; `Expire` walks everything, and `Find` a conversation from
+//! the time asked for. So with this store one such command holds up every shard: one more reason
+//! to take it for tests and trials only.
 
 use super::{Engine, Store};
 use crate::{

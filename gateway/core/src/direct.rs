@@ -169,9 +169,8 @@ impl GiveBack for Attempts {
 /// Room for so many attempts is kept.
 const ATTEMPTS_KEPT: usize = 256;
 
-/// The end of a message id is random already.
 fn hash(name: &AttemptKey) -> u64 {
-    FxBuildHasher.hash_one((name.0.0, name.2.lo()))
+    FxBuildHasher.hash_one((name.0.0, name.2.hi(), name.2.lo()))
 }
 
 fn is(name: &AttemptKey, open: &Tokens<Outgoing>) -> impl Fn(&u64) -> bool {
@@ -236,18 +235,18 @@ impl Shard {
             kind: route.kind,
             flags: frame.flags().0 & Flags::SILENT.0,
             ttl_s: route.ttl_s,
-            body: self.bodies.keep(frame.body()),
+            body: if ephemeral {
+                self.passing.keep(frame.body())
+            } else {
+                self.bodies.keep(frame.body())
+            },
         };
         if ephemeral {
             let home = self.home(to);
             self.post(home, ShardMessage::Ephemeral(Box::new(draft)), cx);
             return self.done(id, corr, cx);
         }
-        let requests_max = self.config.limits.requests_max;
-        if let Some(conn) = self.conn_mut(id) {
-            conn.requests += 1;
-            conn.notes.paused = !request && u32::from(conn.requests) >= requests_max;
-        }
+        self.count_send(id, request);
         let body_bytes = draft.body.len() as u32;
         self.outgoing_bytes += body_bytes as usize;
         let token = self.outgoing.insert(Outgoing {
@@ -279,9 +278,7 @@ impl Shard {
         };
         let (old, old_corr) = (attempt.conn.replace(id), attempt.corr);
         attempt.corr = corr;
-        if let Some(conn) = self.conn_mut(id) {
-            conn.requests += 1;
-        }
+        self.count_send(id, corr != 0);
         let Some(old) = old else {
             // It was given up once; this question has a deadline of its own.
             return self.set_send_deadline(token, cx);
@@ -291,6 +288,15 @@ impl Shard {
         if old == id && old_corr != 0 && old_corr != corr {
             let op = Op::Send as u8;
             self.refuse(old, true, old_corr, op, Refusal::TimedOut, cx);
+        }
+    }
+
+    /// One more of this connection's messages is open.
+    fn count_send(&mut self, id: ConnId, request: bool) {
+        let requests_max = self.config.limits.requests_max;
+        if let Some(conn) = self.conn_mut(id) {
+            conn.requests += 1;
+            conn.notes.paused |= !request && u32::from(conn.requests) >= requests_max;
         }
     }
 

@@ -186,6 +186,7 @@ impl Shard {
         self.trimmed_s = cx.now.mono_s();
         self.pool.trim();
         self.bodies.trim();
+        self.passing.trim();
         self.absent.trim();
         self.lane.give_back();
         self.due.give_back();

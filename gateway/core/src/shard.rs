@@ -103,6 +103,9 @@ pub struct Shard {
     pub(crate) pool: Pool,
     /// Where the bodies of messages are kept while they are on their way.
     pub(crate) bodies: Bodies,
+    /// The same for ephemeral ones: they are gone at once, and among the others would keep room that
+    /// those who stay are not charged for.
+    pub(crate) passing: Bodies,
     pub(crate) counters: Counters,
     pub(crate) unsaved: Unsaved,
     pub(crate) drain: Option<Drain>,
@@ -156,6 +159,7 @@ impl Shard {
             encoder: Encoder::new(),
             pool: Pool::new(config.shards),
             bodies: Bodies::default(),
+            passing: Bodies::default(),
             counters: Counters::default(),
             unsaved: Unsaved::default(),
             drain: None,
@@ -558,7 +562,9 @@ impl Shard {
                 self.close(id, CloseCode::HANDSHAKE_TIMEOUT, detail, cx);
             }
             // Nothing is read meanwhile, so that silence proves nothing.
-            Phase::Open if now_s >= idle_deadline_s(conn) && self.is_congested() => {
+            Phase::Open
+                if now_s >= idle_deadline_s(conn) && (conn.notes.paused || self.is_congested()) =>
+            {
                 self.conns[index as usize].active_s = now_s;
                 self.arm_idle(index);
             }

@@ -140,7 +140,10 @@ impl Driver {
         };
         self.take_completions(&mut work);
         work.busy |= self.take_letters();
-        work.busy |= self.take_stored();
+        if self.take_stored() {
+            work.busy = true;
+            self.storage.retry();
+        }
         work.busy |= self.take_orders();
         self.on_time(&mut work);
         self.carry_out();
@@ -311,9 +314,6 @@ impl Driver {
                 };
                 self.core.handle(self.now, input, &mut self.fx);
             }
-        }
-        if any {
-            self.storage.retry();
         }
         any
     }

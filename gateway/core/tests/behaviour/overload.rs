@@ -7,7 +7,7 @@ use portico_core::{
     testing::{CmdKind, Outgoing, World},
 };
 use portico_wire::{
-    CloseCode, ErrorCode,
+    CloseCode, ErrorCode, Flags,
     ids::{Seq, UserId},
 };
 
@@ -280,6 +280,46 @@ fn who_asks_for_no_answers_is_not_read_for_a_while() {
     world.advance(2_000);
     assert_eq!(world.store.inbox(UserId(2)).len() as u64, 10 * max);
     assert_eq!(world.count(Counter::RefusedRate), 0, "nobody is refused");
+    assert_eq!(
+        world.count(Counter::UnanswerableSends),
+        0,
+        "nothing is lost"
+    );
+}
+
+#[test]
+fn who_repeats_without_asking_for_answers_is_not_read_for_a_while_either() {
+    // O15.
+    let limits = Limits::test_min();
+    let max = limits.requests_max as usize;
+    let mut world = World::new(1, limits);
+    let a = world.login(1, 1);
+    world.advance(2_000);
+    world.store.hold(&[CmdKind::Append]);
+    let messages: Vec<Outgoing> = (0..max)
+        .map(|number| Outgoing {
+            corr: 0,
+            ..world.message(a, 2, &format!("m{number}"))
+        })
+        .collect();
+    messages.iter().for_each(|message| world.post(a, message));
+    world.run();
+    let again = world.login(1, 1);
+    for message in messages {
+        let flags = Flags::RETRY;
+        world.post(again, &Outgoing { flags, ..message });
+    }
+    for number in 0..10 {
+        let message = Outgoing {
+            corr: 0,
+            ..world.message(again, 2, &format!("new{number}"))
+        };
+        world.post(again, &message);
+    }
+    world.run();
+    world.store.release();
+    world.run();
+    assert_eq!(world.store.inbox(UserId(2)).len(), max + 10);
     assert_eq!(
         world.count(Counter::UnanswerableSends),
         0,

@@ -20,6 +20,11 @@ const LEAVE_MAX_US: u64 = 2_000_000;
 impl Driver {
     /// The peer will send no more.
     pub(super) fn on_stream_end(&mut self, index: u32) {
+        if self.is_owed(index) {
+            // What it said before is handled first; the RECV after that says the end once more.
+            self.sockets.get_mut(index).readable = true;
+            return;
+        }
         let speaking = self.sockets.farewells.contains_key(&index);
         let socket = self.sockets.get_mut(index);
         socket.ended = true;
@@ -29,6 +34,13 @@ impl Driver {
             State::Leaving => self.begin_close(index),
             _ => self.fail(index),
         }
+    }
+
+    /// Whole frames of an open connection wait until the core takes input again.
+    fn is_owed(&self, index: u32) -> bool {
+        let socket = self.sockets.get(index);
+        let waits = socket.state == State::Open && !socket.unread.is_empty();
+        waits && !self.core.wants_input(self.sockets.conn(index))
     }
 
     /// The connection is of no use any more, to either side.
