@@ -11,7 +11,7 @@ use portico_backend::{
     Backend, Completion, Limits, Request, Sink,
     embedded::{self, Options},
     memory::Store,
-    messages::{Cmd, Entry, EntryMeta, InboxRef, Messages},
+    messages::{Cmd, Entry, EntryMeta, InboxRef, Messages, Refs},
 };
 use portico_wire::{
     Op,
@@ -100,7 +100,7 @@ impl Bench {
             deadline: Instant::now() + PATIENCE,
             cmd: Cmd::Append {
                 entry,
-                refs: vec![reference],
+                refs: Refs::from_buf([reference]),
                 fan_out: false,
             },
         }
