@@ -134,7 +134,8 @@ fn slow_readers_lose_nothing_and_slow_nobody() {
     let (slow, others) = (&result["affected_latency_us"], &result["others_latency_us"]);
     assert!(number(&slow["max"]) > 500_000, "{result:#}");
     assert!(number(&others["samples"]) > 50, "{result:#}");
-    assert!(number(&others["p50"]) < number(&slow["p50"]), "{result:#}");
+    // Half of the slow ones are messages *from* someone who does not read, and as quick as any.
+    assert!(number(&others["p50"]) < number(&slow["p90"]), "{result:#}");
 }
 
 #[test]
