@@ -63,7 +63,8 @@ fn a_short_smoke_run_passes() {
         return skip("PORTICO_LOADGEN does not name a built portico-loadgen");
     };
     let gateway = Gateway::start();
-    let smoke = "smoke --connections 200 --rate 500 --duration 5s";
+    // Other tests run beside it: whether it was on time is not what is asked here.
+    let smoke = "smoke --connections 200 --rate 500 --duration 5s --slip-max 1m";
     let exit = start(program, &gateway, smoke).wait_for(PATIENCE * 2);
     let report = passed(&gateway, &exit);
     assert!(report["delivered"].as_u64() > Some(0));
