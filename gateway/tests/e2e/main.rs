@@ -19,7 +19,6 @@ mod durability;
 mod first_steps;
 mod harness;
 mod hostile;
-mod loadgen;
 mod quiet;
 mod receipts;
 mod shards;

@@ -1,9 +1,16 @@
 //! Connections that break at bad moments.
 
-use crate::harness::{Gateway, Random, Setup, eventually};
-use portico_wire::{Flags, encode::Encoder, ids::UserId, message::Hello};
+use crate::harness::{Gateway, Random, Setup, eventually, new_msg_id};
+use portico_client::plain_envelope;
+use portico_wire::{
+    Flags, Op, RouteHeader,
+    encode::{Encoder, put_routed},
+    frame::ConvKind,
+    ids::UserId,
+    message::Hello,
+};
 use socket2::SockRef;
-use std::time::Duration;
+use std::{net::Shutdown, time::Duration};
 
 /// Clients that reset their connections anywhere in a session leave nothing behind.
 #[test]
@@ -30,7 +37,7 @@ fn resets_leave_nothing_behind() {
         // Any of these may fail when the gateway is quicker.
         let _ = conn.write_bytes(&bytes);
         if random.below(2) == 0 {
-            let id = crate::harness::new_msg_id();
+            let id = new_msg_id();
             let _ = conn.send_text(2, UserId(1), id, Flags::NONE, "from a broken connection");
         }
         if random.below(3) == 0 {
@@ -77,4 +84,36 @@ fn a_storm_of_takeovers_ends_with_one_session() {
     });
     gateway.await_metric("portico_sockets", |count| count == 0);
     gateway.still_serves();
+}
+
+/// What was said before the end of a stream counts, also where the gateway had stopped reading: more
+/// messages than a connection may have open, in one write, and then a half-close.
+#[test]
+fn everything_before_a_half_close_is_taken() {
+    const MESSAGES: u64 = 400;
+    const OPEN_MAX: u64 = 16;
+    let gateway = Setup::new().set("limits.requests_max", OPEN_MAX).start();
+    let mut receiver = gateway.login(1, 1);
+    let sender = gateway.login(2, 1);
+    let mut out = Vec::new();
+    for number in 0..MESSAGES {
+        let route = RouteHeader {
+            msg_id: new_msg_id(),
+            conv: 1,
+            conv_kind: ConvKind::DIRECT,
+            ..RouteHeader::default()
+        };
+        let body = plain_envelope(&number.to_string());
+        // Nobody waits for an answer.
+        put_routed(&mut out, Op::Send as u8, Flags::NONE, 0, 0, &route, &body);
+    }
+    let mut conn = sender.conn;
+    conn.write_bytes(&out).expect("the gateway reads");
+    conn.stream()
+        .shutdown(Shutdown::Write)
+        .expect("an open socket");
+    for number in 0..MESSAGES {
+        assert_eq!(receiver.receive().text, number.to_string());
+    }
+    gateway.await_metric("portico_sockets", |count| count == 1);
 }

@@ -1,7 +1,14 @@
 //! The load generator against the built gateway. It is another package's program: `PORTICO_LOADGEN`
 //! names it, or it lies beside the gateway, where a build of the workspace puts it.
+//!
+//! Apart from the other end-to-end tests, which run before: fifty thousand clients and two processors
+//! leave nothing for anybody else.
 
-use crate::harness::{Child, Exit, Gateway, PATIENCE, Setup};
+#[path = "../e2e/harness/mod.rs"]
+#[allow(dead_code, unused_imports, reason = "other tests use more of it")]
+mod harness;
+
+use harness::{Child, Exit, Gateway, PATIENCE, Setup};
 use rustix::process::{Resource, getrlimit};
 use serde_json::Value;
 use std::{env, fs, path::PathBuf, process::Command};
