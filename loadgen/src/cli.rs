@@ -6,12 +6,14 @@ pub(crate) use overrides::Overrides;
 
 use crate::{
     aside::Aside,
+    capacity::CapacityArgs,
     outputs::Outputs,
     plan::{Plan, parse_duration},
-    remote,
+    remote::{self, WorkerArgs},
+    report::compare::CompareArgs,
 };
 use anyhow::Context;
-use clap::{Parser, Subcommand};
+use clap::{CommandFactory, FromArgMatches, Parser, Subcommand};
 use portico_client::mint::KEY_FILE;
 use std::{
     path::{Path, PathBuf},
@@ -19,9 +21,6 @@ use std::{
 };
 
 /// Measures what a Portico gateway carries, and proves that every message arrived.
-///
-/// `portico-loadgen capacity` finds the highest rate that a gateway holds, `portico-loadgen worker`
-/// lets other processes and machines send as well: see their --help.
 ///
 /// `portico-loadgen plan` lists the plans, `plan --print relay` shows one with all its fields, and a
 /// file made from that can be given instead of a name. Flags override every field.
@@ -37,11 +36,23 @@ use std::{
 /// Exit code: 0 when the run passed, 1 when the gateway failed it, 2 when nothing can be concluded
 /// (bad arguments, no connection, or a generator that could not keep its own schedule).
 #[derive(Debug, Parser)]
-#[command(name = "portico-loadgen", version, max_term_width = 100)]
+#[command(
+    name = "portico-loadgen",
+    version,
+    propagate_version = true,
+    max_term_width = 100
+)]
 #[command(args_conflicts_with_subcommands = true)]
-pub(crate) struct Args {
+pub(crate) struct CommandLine {
     #[command(subcommand)]
     pub command: Option<Command>,
+    #[command(flatten)]
+    pub run: Args,
+}
+
+/// What a run is made from.
+#[derive(Debug, clap::Args)]
+pub(crate) struct Args {
     /// Which workload: the name of a built-in plan, or a file that ends in .toml
     #[arg(default_value = "smoke", value_name = "PLAN")]
     plan: String,
@@ -89,8 +100,27 @@ pub(crate) enum Command {
         #[arg(long, value_name = "PLAN")]
         print: Option<String>,
     },
+    Capacity(Box<CapacityArgs>),
+    Compare(CompareArgs),
+    Worker(WorkerArgs),
     #[command(flatten)]
     Aside(Aside),
+}
+
+/// What the program was started with. Ends the process with what is wrong, or with help.
+pub(crate) fn parse() -> CommandLine {
+    let matches = command().get_matches();
+    CommandLine::from_arg_matches(&matches).unwrap_or_else(|error| error.exit())
+}
+
+/// A search has another plan than a run when none is named, and sets two of its fields itself.
+pub(crate) fn command() -> clap::Command {
+    CommandLine::command().mut_subcommand("capacity", |capacity| {
+        capacity
+            .mut_arg("plan", |plan| plan.default_value("relay"))
+            .mut_arg("rate", |rate| rate.hide(true))
+            .mut_arg("duration", |duration| duration.hide(true))
+    })
 }
 
 /// Why a command line cannot be run.
@@ -133,6 +163,11 @@ impl Args {
         }
     }
 
+    /// A flag of fields that a search sets itself, if one was given.
+    pub(crate) fn rate_or_duration(&self) -> Option<&'static str> {
+        self.overrides.rate_or_duration()
+    }
+
     pub(crate) fn workers(&self) -> usize {
         self.cpus.as_ref().map_or(1, |cpus| cpus.0.len())
     }
@@ -172,23 +207,34 @@ pub(crate) fn parse_cpus(text: &str) -> Result<Cpus, String> {
 }
 
 #[cfg(test)]
-mod tests {
+pub(crate) mod tests {
     use super::*;
     use crate::plan::{Acks, Hold, Pace, Protocol};
 
-    fn parsed(line: &str) -> Args {
+    pub(crate) fn parsed(line: &str) -> CommandLine {
         let args = std::iter::once("portico-loadgen").chain(line.split_whitespace());
-        Args::try_parse_from(args).unwrap_or_else(|error| panic!("{line}: {error}"))
+        let matches = command().try_get_matches_from(args);
+        matches
+            .and_then(|matches| CommandLine::from_arg_matches(&matches))
+            .unwrap_or_else(|error| panic!("{line}: {error}"))
     }
 
     fn plan(line: &str) -> anyhow::Result<Plan> {
-        parsed(line).plan()
+        parsed(line).run.plan()
     }
 
     #[test]
     fn the_command_line_is_consistent() {
-        use clap::CommandFactory;
-        Args::command().debug_assert();
+        command().debug_assert();
+    }
+
+    /// One list of all that the program does.
+    #[test]
+    fn help_names_every_command() {
+        let help = command().render_long_help().to_string();
+        for name in ["plan", "capacity", "compare", "worker", "floor", "sink"] {
+            assert!(help.contains(&format!("\n  {name} ")), "{name} in\n{help}");
+        }
     }
 
     #[test]
@@ -374,15 +420,10 @@ mod tests {
 
     #[test]
     fn the_key_is_named_or_found_in_the_data_directory() {
-        let key_file = |line: &str| {
-            let args = std::iter::once("portico-loadgen").chain(line.split_whitespace());
-            Args::try_parse_from(args).map(|args| args.key_file())
-        };
-        assert_eq!(
-            key_file("--data d").expect("valid"),
-            PathBuf::from("d/auth-key.pem")
-        );
-        assert_eq!(key_file("--key-file k").expect("valid"), PathBuf::from("k"));
-        assert!(key_file("--key-file k --data d").is_err());
+        let key_file = |line: &str| parsed(line).run.key_file();
+        assert_eq!(key_file("--data d"), PathBuf::from("d/auth-key.pem"));
+        assert_eq!(key_file("--key-file k"), PathBuf::from("k"));
+        let both = ["portico-loadgen", "--key-file", "k", "--data", "d"];
+        assert!(command().try_get_matches_from(both).is_err());
     }
 }

@@ -46,12 +46,11 @@ mod watch;
 mod worker;
 
 use anyhow::{Context, bail};
-use clap::Parser;
-use cli::{Args, Command};
+use cli::{Args, Command, CommandLine};
 use outputs::{Files, Outcome, Outputs};
 use plan::{Plan, Protocol};
 use remote::Crew;
-use report::{Report, compare};
+use report::Report;
 use std::{
     io::{self, Write},
     process::ExitCode,
@@ -65,18 +64,8 @@ static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 const NO_RESULT: u8 = 2;
 
 fn main() -> ExitCode {
-    if let Some(code) = compare::main() {
-        return ExitCode::from(code);
-    }
-    if let Some(code) = remote::from_command_line() {
-        return code;
-    }
-    let done = match capacity::from_command_line() {
-        Some(found) => found.map(|verdict| ExitCode::from(verdict.exit_code())),
-        None => follow(&Args::parse()),
-    };
-    match done {
-        Ok(code) => code,
+    match follow(&cli::parse()) {
+        Ok(code) => ExitCode::from(code),
         Err(error) => {
             eprintln!("portico-loadgen: {error:#}");
             ExitCode::from(NO_RESULT)
@@ -84,11 +73,15 @@ fn main() -> ExitCode {
     }
 }
 
-fn follow(args: &Args) -> anyhow::Result<ExitCode> {
-    match &args.command {
-        Some(Command::Plan { print }) => show_plans(print.as_deref()).map(|()| ExitCode::SUCCESS),
-        Some(Command::Aside(aside)) => aside.run().map(|()| ExitCode::SUCCESS),
-        None => measure(args).map(|verdict| ExitCode::from(verdict.exit_code())),
+/// Does what the command line says; the exit code.
+fn follow(line: &CommandLine) -> anyhow::Result<u8> {
+    match &line.command {
+        None => measure(&line.run).map(Verdict::exit_code),
+        Some(Command::Capacity(search)) => search.run().map(Verdict::exit_code),
+        Some(Command::Compare(files)) => files.run(),
+        Some(Command::Plan { print }) => show_plans(print.as_deref()).map(|()| 0),
+        Some(Command::Aside(aside)) => aside.run().map(|()| 0),
+        Some(Command::Worker(worker)) => match worker.run()? {},
     }
 }
 

@@ -20,7 +20,6 @@ use crate::{
     verdict::Verdict,
 };
 use anyhow::{Context, bail};
-use clap::{CommandFactory, FromArgMatches, Parser, parser::ValueSource};
 use report::CapacityReport;
 use search::{Bounds, Limit, Search, Step};
 use std::time::Duration;
@@ -28,19 +27,18 @@ use trial::{Limits, Purpose, Trial};
 
 /// Shorter ones have too few messages for a percentile.
 const TRIAL_MIN: Duration = Duration::from_millis(500);
-const ABOUT: &str = "Finds the highest rate of a plan that a gateway holds";
-const LONG_ABOUT: &str = "\
-Finds the highest rate of a plan that a gateway holds, and confirms it by a longer run.
 
-A rate holds when 99 of 100 messages arrive within --p99 of their time, no more than --loss of them are missing, and \
-nothing arrives twice, out of order, damaged or at the wrong user. From --min on the rate is doubled until it fails, \
-then the gap is halved. A gateway that falls behind is not pressed on: the trial ends, the gateway may catch up, and \
-the search goes on below.
-
-Exit code: 0 when a rate was found and confirmed, 1 when not even --min holds, 2 when nothing can be concluded.";
-
-#[derive(Debug, Parser)]
-struct CapacityArgs {
+/// Finds the highest rate of a plan that a gateway holds, and confirms it by a longer run.
+///
+/// A rate holds when 99 of 100 messages arrive within --p99 of their time, no more than --loss of
+/// them are missing, and nothing arrives twice, out of order, damaged or at the wrong user. From
+/// --min on the rate is doubled until it fails, then the gap is halved. A gateway that falls behind
+/// is not pressed on: the trial ends, the gateway may catch up, and the search goes on below.
+///
+/// Exit code: 0 when a rate was found and confirmed, 1 when not even --min holds, 2 when nothing can
+/// be concluded.
+#[derive(Debug, clap::Args)]
+pub(crate) struct CapacityArgs {
     #[command(flatten)]
     run: Args,
     /// How late 99 of 100 messages may arrive
@@ -66,49 +64,18 @@ struct CapacityArgs {
     precision: f64,
 }
 
-/// The search, if the command line asks for it.
-pub(crate) fn from_command_line() -> Option<anyhow::Result<Verdict>> {
-    let mut words = std::env::args_os().skip(1);
-    if words.next()? != "capacity" {
-        return None;
-    }
-    let words = std::iter::once("portico-loadgen capacity".into()).chain(words);
-    let matches = command().get_matches_from(words);
-    Some(measure(&matches))
-}
-
-fn command() -> clap::Command {
-    CapacityArgs::command()
-        .name("portico-loadgen capacity")
-        .about(ABOUT)
-        .long_about(LONG_ABOUT)
-        .mut_arg("plan", |plan| plan.default_value("relay"))
-        .mut_subcommand("plan", |command| command.hide(true))
-        .mut_subcommand("floor", |command| command.hide(true))
-        .mut_subcommand("sink", |command| command.hide(true))
-        .mut_arg("rate", |rate| rate.hide(true))
-        .mut_arg("duration", |duration| duration.hide(true))
-}
-
-fn measure(matches: &clap::ArgMatches) -> anyhow::Result<Verdict> {
-    let args = CapacityArgs::from_arg_matches(matches)?;
-    for (flag, instead) in [
-        ("rate", "--min and --max"),
-        ("duration", "--trial and --confirm"),
-    ] {
-        if matches.value_source(flag) == Some(ValueSource::CommandLine) {
-            bail!("--{flag} is what capacity sets itself; say {instead}");
-        }
-    }
-    if args.run.command.is_some() {
-        bail!("capacity takes a plan's name; `portico-loadgen plan` lists them");
-    }
-    let plan = args.run.plan()?;
-    args.check(&plan)?;
-    deliver(&args.run.outputs, || args.search(&plan))
-}
-
 impl CapacityArgs {
+    pub(crate) fn run(&self) -> anyhow::Result<Verdict> {
+        if let Some(flag) = self.run.rate_or_duration() {
+            bail!(
+                "{flag} is what capacity sets itself; say --min and --max, --trial and --confirm"
+            );
+        }
+        let plan = self.run.plan()?;
+        self.check(&plan)?;
+        deliver(&self.run.outputs, || self.search(&plan))
+    }
+
     fn check(&self, plan: &Plan) -> anyhow::Result<()> {
         if plan.hold.is_some() {
             bail!("capacity looks for a rate of messages; the plan `hold` is about connections");
@@ -219,16 +186,24 @@ fn parse_share(text: &str) -> Result<f64, String> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::cli::{Command, tests::parsed};
+
+    fn search(line: &str) -> Box<CapacityArgs> {
+        match parsed(&format!("capacity {line}")).command {
+            Some(Command::Capacity(search)) => search,
+            other => panic!("{line}: {other:?}"),
+        }
+    }
 
     fn refused(line: &str) -> String {
-        let words = std::iter::once("capacity").chain(line.split_whitespace());
-        let matches = command().try_get_matches_from(words).expect(line);
-        measure(&matches).expect_err(line).to_string()
+        search(line).run().expect_err(line).to_string()
     }
 
     #[test]
-    fn the_command_line_is_consistent() {
-        command().debug_assert();
+    fn pairs_are_searched_unless_another_plan_is_named() {
+        let plan = |line: &str| search(line).run.plan().expect(line).name;
+        assert_eq!(plan(""), "relay");
+        assert_eq!(plan("smoke"), "smoke");
     }
 
     #[test]

@@ -155,6 +155,14 @@ impl Overrides {
         Ok(())
     }
 
+    pub(super) fn rate_or_duration(&self) -> Option<&'static str> {
+        match (self.rate, self.duration) {
+            (Some(_), _) => Some("--rate"),
+            (None, Some(_)) => Some("--duration"),
+            (None, None) => None,
+        }
+    }
+
     fn apply_hold(&self, plan: &mut Plan, workers: usize) -> Result<(), BadPlan> {
         let connections = plan.connections;
         let Some(hold) = &mut plan.hold else {

@@ -29,7 +29,7 @@ mod secret;
 mod serve;
 
 pub(crate) use crew::{Crew, Host};
-pub(crate) use serve::from_command_line;
+pub(crate) use serve::WorkerArgs;
 
 use std::path::PathBuf;
 

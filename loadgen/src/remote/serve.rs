@@ -20,7 +20,6 @@ use crate::{
     worker::{self, Assignment, Outcome},
 };
 use anyhow::{Context, anyhow, bail};
-use clap::Parser;
 use portico_client::many::Clock;
 use portico_wire::ids::DeviceId;
 use std::{
@@ -28,7 +27,6 @@ use std::{
     io::{self, Write},
     net::{IpAddr, SocketAddr, TcpListener, TcpStream},
     path::PathBuf,
-    process::ExitCode,
     sync::{
         Arc, Mutex, TryLockError,
         atomic::{AtomicU64, AtomicUsize, Ordering},
@@ -49,9 +47,8 @@ const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 ///
 /// Whoever commands a worker can send traffic to any address it reaches. Beyond loopback it
 /// therefore wants --allow-remote and a secret. What is said is not encrypted.
-#[derive(Debug, Parser)]
-#[command(name = "portico-loadgen worker", version, max_term_width = 100)]
-struct WorkerArgs {
+#[derive(Debug, clap::Args)]
+pub(crate) struct WorkerArgs {
     /// Where to wait for a coordinator, IP:PORT; port 0: any that is free
     #[arg(long, value_name = "ADDR")]
     listen: SocketAddr,
@@ -66,23 +63,6 @@ struct WorkerArgs {
     cpus: Option<Cpus>,
 }
 
-/// The worker, if the command line asks for it. It ends when it cannot listen.
-pub(crate) fn from_command_line() -> Option<ExitCode> {
-    let mut words = std::env::args_os().skip(1);
-    if words.next()? != "worker" {
-        return None;
-    }
-    let words = std::iter::once("portico-loadgen worker".into()).chain(words);
-    let args = WorkerArgs::parse_from(words);
-    match serve(&args) {
-        Ok(never) => match never {},
-        Err(error) => {
-            eprintln!("portico-loadgen worker: {error:#}");
-            Some(ExitCode::from(crate::NO_RESULT))
-        }
-    }
-}
-
 /// What all sessions share.
 struct Worker {
     secret: Secret,
@@ -94,62 +74,65 @@ struct Worker {
     strangers: AtomicUsize,
 }
 
-fn serve(args: &WorkerArgs) -> anyhow::Result<Infallible> {
-    if !args.listen.ip().is_loopback() && !args.allow_remote {
-        bail!(
-            "--listen {} can be reached by other machines; add --allow-remote and --secret-file, \
-             or listen on 127.0.0.1",
-            args.listen
-        );
-    }
-    let secret = match &args.secret_file {
-        Some(path) => Secret::load(path)?,
-        None => Secret::none(),
-    };
-    let files = process::raise_open_file_limit().context("cannot raise the open file limit")?;
-    let listener = TcpListener::bind(args.listen)
-        .with_context(|| format!("cannot listen on {}", args.listen))?;
-    let address = listener.local_addr().context("no address")?;
-    let worker = Arc::new(Worker {
-        secret,
-        limits: Limits {
-            threads: args.cpus.as_ref().map_or(1, |cpus| cpus.0.len()) as u32,
-            connections_by_files: files.saturating_sub(FILES_RESERVE),
-            connections_by_ports: ports_per_source() as u64,
-            machine: Machine::read(),
-        },
-        cpus: args.cpus.clone(),
-        clock: Clock::start(),
-        engaged: Mutex::new(()),
-        strangers: AtomicUsize::new(0),
-    });
-    let mut out = io::stdout().lock();
-    writeln!(out, "worker listens on {address}")
-        .and_then(|()| out.flush())
-        .context("cannot say where it listens")?;
-    drop(out);
-    loop {
-        let Ok((stream, from)) = listener.accept() else {
-            thread::sleep(ACCEPT_PAUSE);
-            continue;
-        };
-        if worker.strangers.fetch_add(1, Ordering::Relaxed) >= STRANGERS_MAX {
-            worker.strangers.fetch_sub(1, Ordering::Relaxed);
-            continue;
+impl WorkerArgs {
+    /// Serves until the process ends; an error when it cannot listen.
+    pub(crate) fn run(&self) -> anyhow::Result<Infallible> {
+        if !self.listen.ip().is_loopback() && !self.allow_remote {
+            bail!(
+                "--listen {} can be reached by other machines; add --allow-remote and --secret-file, \
+                 or listen on 127.0.0.1",
+                self.listen
+            );
         }
-        let worker = Arc::clone(&worker);
-        thread::spawn(move || {
-            let greeted = worker.greet(stream);
-            worker.strangers.fetch_sub(1, Ordering::Relaxed);
-            let ended = match greeted {
-                Ok(Some(link)) => worker.work_for(link),
-                Ok(None) => Ok(()),
-                Err(error) => Err(error),
-            };
-            if let Err(error) = ended {
-                eprintln!("coordinator {from}: {error:#}; waiting for the next");
-            }
+        let secret = match &self.secret_file {
+            Some(path) => Secret::load(path)?,
+            None => Secret::none(),
+        };
+        let files = process::raise_open_file_limit().context("cannot raise the open file limit")?;
+        let listener = TcpListener::bind(self.listen)
+            .with_context(|| format!("cannot listen on {}", self.listen))?;
+        let address = listener.local_addr().context("no address")?;
+        let worker = Arc::new(Worker {
+            secret,
+            limits: Limits {
+                threads: self.cpus.as_ref().map_or(1, |cpus| cpus.0.len()) as u32,
+                connections_by_files: files.saturating_sub(FILES_RESERVE),
+                connections_by_ports: ports_per_source() as u64,
+                machine: Machine::read(),
+            },
+            cpus: self.cpus.clone(),
+            clock: Clock::start(),
+            engaged: Mutex::new(()),
+            strangers: AtomicUsize::new(0),
         });
+        let mut out = io::stdout().lock();
+        writeln!(out, "worker listens on {address}")
+            .and_then(|()| out.flush())
+            .context("cannot say where it listens")?;
+        drop(out);
+        loop {
+            let Ok((stream, from)) = listener.accept() else {
+                thread::sleep(ACCEPT_PAUSE);
+                continue;
+            };
+            if worker.strangers.fetch_add(1, Ordering::Relaxed) >= STRANGERS_MAX {
+                worker.strangers.fetch_sub(1, Ordering::Relaxed);
+                continue;
+            }
+            let worker = Arc::clone(&worker);
+            thread::spawn(move || {
+                let greeted = worker.greet(stream);
+                worker.strangers.fetch_sub(1, Ordering::Relaxed);
+                let ended = match greeted {
+                    Ok(Some(link)) => worker.work_for(link),
+                    Ok(None) => Ok(()),
+                    Err(error) => Err(error),
+                };
+                if let Err(error) = ended {
+                    eprintln!("coordinator {from}: {error:#}; waiting for the next");
+                }
+            });
+        }
     }
 }
 

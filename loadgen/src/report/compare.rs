@@ -10,17 +10,14 @@ use super::{
     significance::{VALUES_MIN, probability},
 };
 use anyhow::{Context, bail};
-use clap::Parser;
 use serde_json::Value;
 use std::{
     collections::BTreeMap,
-    ffi::OsString,
     fmt::{self, Write},
     fs,
     path::{Path, PathBuf},
 };
 
-const COMMAND: &str = "compare";
 /// Chance below which a difference is not one.
 const CHANCE_MAX: f64 = 0.01;
 /// Ratio of the figures below which a difference does not matter, however certain it is.
@@ -34,9 +31,8 @@ const CHANGE_MIN: f64 = 0.02;
 ///
 /// Exit code: 0; 1 with --worse-than when B is worse by more than that; 2 when a file cannot be
 /// read, or with --worse-than when a run is invalid or has nothing to compare.
-#[derive(Debug, Parser)]
-#[command(name = "portico-loadgen compare", version, max_term_width = 100)]
-struct Args {
+#[derive(Debug, clap::Args)]
+pub(crate) struct CompareArgs {
     /// JSON file of the run that is the measure
     a: PathBuf,
     /// JSON file of the run that is judged
@@ -49,35 +45,25 @@ struct Args {
     html: Option<PathBuf>,
 }
 
-/// Carries the command out, if the command line is one. The exit code.
-pub(crate) fn main() -> Option<u8> {
-    let words: Vec<OsString> = std::env::args_os().skip(1).collect();
-    if words.first().is_none_or(|word| word != COMMAND) {
-        return None;
+impl CompareArgs {
+    /// Prints the comparison; the exit code.
+    pub(crate) fn run(&self) -> anyhow::Result<u8> {
+        let (a, b) = (Run::read(&self.a)?, Run::read(&self.b)?);
+        let comparison = Comparison::new(&a, &b);
+        print!("{}", comparison.text());
+        if let Some(file) = &self.html {
+            let page = comparison.page();
+            fs::write(file, page).with_context(|| format!("cannot write {}", file.display()))?;
+        }
+        let Some(worse_than) = self.worse_than else {
+            return Ok(0);
+        };
+        let worse = comparison.worse_by_more_than(worse_than)?;
+        for sentence in &worse {
+            println!("worse: {sentence}");
+        }
+        Ok(u8::from(!worse.is_empty()))
     }
-    let code = carry_out(&Args::parse_from(words)).unwrap_or_else(|error| {
-        eprintln!("portico-loadgen compare: {error:#}");
-        2
-    });
-    Some(code)
-}
-
-fn carry_out(args: &Args) -> anyhow::Result<u8> {
-    let (a, b) = (Run::read(&args.a)?, Run::read(&args.b)?);
-    let comparison = Comparison::new(&a, &b);
-    print!("{}", comparison.text());
-    if let Some(file) = &args.html {
-        let page = comparison.page();
-        fs::write(file, page).with_context(|| format!("cannot write {}", file.display()))?;
-    }
-    let Some(worse_than) = args.worse_than else {
-        return Ok(0);
-    };
-    let worse = comparison.worse_by_more_than(worse_than)?;
-    for sentence in &worse {
-        println!("worse: {sentence}");
-    }
-    Ok(u8::from(!worse.is_empty()))
 }
 
 fn parse_share(text: &str) -> Result<f64, String> {
@@ -625,11 +611,5 @@ mod tests {
         for text in ["", "%", "-1%", "x", "inf"] {
             assert!(parse_share(text).is_err(), "{text}");
         }
-    }
-
-    #[test]
-    fn the_command_line_is_consistent() {
-        use clap::CommandFactory;
-        Args::command().debug_assert();
     }
 }
