@@ -312,6 +312,14 @@ pub(crate) mod tests {
             ("relay --protocol nats --acks minimal", "--acks"),
             ("relay --pace rounds --spin", "--pace"),
             ("relay --pace rounds --rate 5", "--rate"),
+            ("relay --rate -5", "--rate"),
+            ("fanout --members 4294967295", "--connections"),
+            ("relay --unverified", "--unverified"),
+            ("relay --unverified --protocol redis", "--unverified"),
+            (
+                "mixed --unverified --acks minimal --read-delay 0s --offline 0",
+                "--unverified",
+            ),
         ] {
             let message = plan(line).expect_err(line).to_string();
             assert!(message.starts_with(flag), "{line}: {message}");
@@ -333,6 +341,9 @@ pub(crate) mod tests {
         });
         changed("relay --acks minimal --burst 8 --spin", &|plan| {
             (plan.acks, plan.burst, plan.spin) = (Acks::Minimal, 8, true);
+        });
+        changed("relay --acks minimal --unverified", &|plan| {
+            (plan.acks, plan.unverified) = (Acks::Minimal, true);
         });
         changed("relay --pace rounds", &|plan| plan.pace = Pace::Rounds);
         changed("smoke --partners 2", &|plan| plan.partners = 2);

@@ -12,11 +12,14 @@
 //! machine, drops at sockets may be those of either, so they only warn; where the target is
 //! elsewhere, they are those of the generator.
 
+mod lookout;
+
+pub(crate) use lookout::Lookout;
+
 use crate::{
-    process::kernel::{self, Counters, SOFTNET_DROPPED, Ticks, Waits},
-    report::{grouped, round},
+    process::kernel::{Counters, SOFTNET_DROPPED},
+    report::grouped,
 };
-use rustix::time::{ClockId, clock_gettime};
 use serde::Serialize;
 use std::time::Duration;
 
@@ -237,151 +240,6 @@ impl Environment {
     }
 }
 
-/// Looks at the machine during a run.
-#[derive(Debug)]
-pub(crate) struct Lookout {
-    counters: Counters,
-    clocks: Clocks,
-    clock_step_us: i64,
-    suspended_us: i64,
-    looked_us: Option<u64>,
-    pause_us: u64,
-    sending: Option<Load>,
-    sent: Option<(Load, u64)>,
-    sending_since_us: u64,
-}
-
-/// Of machine and process at one moment.
-#[derive(Clone, Copy, Debug, Default)]
-struct Load {
-    ticks: Option<Ticks>,
-    waits: Option<Waits>,
-}
-
-impl Load {
-    fn read() -> Self {
-        Self {
-            ticks: kernel::ticks(),
-            waits: kernel::own_waits(),
-        }
-    }
-}
-
-impl Lookout {
-    pub(crate) fn new() -> Self {
-        Self {
-            counters: kernel::counters(),
-            clocks: Clocks::read(),
-            clock_step_us: 0,
-            suspended_us: 0,
-            looked_us: None,
-            pause_us: 0,
-            sending: None,
-            sent: None,
-            sending_since_us: 0,
-        }
-    }
-
-    /// Called at every turn of the coordinating thread.
-    pub(crate) fn turn(&mut self, now_us: u64) {
-        if let Some(before_us) = self.looked_us.replace(now_us) {
-            self.pause_us = self.pause_us.max(now_us.saturating_sub(before_us));
-        }
-    }
-
-    /// Called once a second.
-    pub(crate) fn look_at_clocks(&mut self) {
-        let clocks = Clocks::read();
-        let step_us = clocks.wall_ahead_us - self.clocks.wall_ahead_us;
-        if step_us.abs() > self.clock_step_us.abs() {
-            self.clock_step_us = step_us;
-        }
-        self.suspended_us += (clocks.asleep_us - self.clocks.asleep_us).max(0);
-        self.clocks = clocks;
-    }
-
-    /// The first message is due.
-    pub(crate) fn sending(&mut self, now_us: u64) {
-        self.sending_since_us = now_us;
-        self.sending = Some(Load::read());
-    }
-
-    /// The last message was due.
-    pub(crate) fn sent(&mut self, now_us: u64) {
-        self.sent = Some((Load::read(), now_us));
-    }
-
-    pub(crate) fn finish(mut self, means: Means) -> Environment {
-        self.look_at_clocks();
-        let mut environment = Environment {
-            means,
-            processors: std::thread::available_parallelism().map_or(0, usize::from),
-            kernel: kernel::growth(&self.counters, &kernel::counters()),
-            clock_step_ms: self.clock_step_us / 1_000,
-            suspended_ms: self.suspended_us.unsigned_abs() / 1_000,
-            pause_ms: self.pause_us / 1_000,
-            ..Environment::default()
-        };
-        if let Some((before, (after, sent_us))) = self.sending.zip(self.sent) {
-            environment.load(before, after, sent_us.saturating_sub(self.sending_since_us));
-        }
-        environment
-    }
-}
-
-impl Environment {
-    fn load(&mut self, before: Load, after: Load, passed_us: u64) {
-        let share = |part: u64, whole: u64| match whole {
-            0 => 0.0,
-            whole => round(part as f64 / whole as f64, 10_000.0),
-        };
-        if let Some((before, after)) = before.waits.zip(after.waits) {
-            let ran_us = after.cpu_us.saturating_sub(before.cpu_us);
-            let waited_us = after.waited_us.saturating_sub(before.waited_us);
-            self.own_share = share(ran_us, passed_us * self.processors as u64);
-            self.wait_share = share(waited_us, passed_us);
-            self.preempted = after.preempted.saturating_sub(before.preempted);
-        }
-        if let Some((before, after)) = before.ticks.zip(after.ticks) {
-            let all = after.all.saturating_sub(before.all);
-            self.steal_share = share(after.steal.saturating_sub(before.steal), all);
-            // Of a time too short for a tick there is nothing to say.
-            let idle = share(after.idle.saturating_sub(before.idle), all);
-            self.idle_share = (all > 0).then_some(idle);
-        }
-    }
-}
-
-/// How far two clocks are from the steady one.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-struct Clocks {
-    wall_ahead_us: i64,
-    asleep_us: i64,
-}
-
-impl Clocks {
-    fn read() -> Self {
-        let us = |clock| {
-            let time = clock_gettime(clock);
-            time.tv_sec * 1_000_000 + time.tv_nsec / 1_000
-        };
-        // The steady one between the others; should the thread be stopped there, that is no step.
-        let (wall, steady, with_sleep) = (0..3)
-            .map(|_| {
-                let before = us(ClockId::Monotonic);
-                let read = (us(ClockId::Realtime), us(ClockId::Boottime));
-                let after = us(ClockId::Monotonic);
-                (after - before, (read.0, before.midpoint(after), read.1))
-            })
-            .min_by_key(|(took, _)| *took)
-            .map_or((0, 0, 0), |(_, read)| read);
-        Self {
-            wall_ahead_us: wall - steady,
-            asleep_us: with_sleep - steady,
-        }
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -509,47 +367,5 @@ mod tests {
             told,
             " (28,232 ports on each of 3 address(es), 20,000 open files allowed)"
         );
-    }
-
-    #[test]
-    fn a_look_finds_steps_and_pauses_and_this_machine_has_none() {
-        let mut lookout = Lookout::new();
-        lookout.turn(1_000);
-        lookout.sending(1_000);
-        lookout.turn(2_500_000);
-        lookout.sent(2_500_000);
-        lookout.clocks.wall_ahead_us -= 300_000;
-        lookout.look_at_clocks();
-        let environment = lookout.finish(Means::default());
-        assert_eq!(environment.pause_ms, 2_499);
-        assert!((299..=302).contains(&environment.clock_step_ms));
-        assert_eq!(environment.suspended_ms, 0);
-        assert!(environment.processors > 0 && !environment.kernel.is_empty());
-    }
-
-    #[test]
-    fn shares_are_of_the_time_between() {
-        let load = |cpu_us, waited_us, all, idle, steal| Load {
-            ticks: Some(Ticks { all, idle, steal }),
-            waits: Some(Waits {
-                cpu_us,
-                waited_us,
-                preempted: cpu_us / 1_000,
-            }),
-        };
-        let mut environment = Environment {
-            processors: 2,
-            ..Environment::default()
-        };
-        let (before, after) = (
-            load(1_000, 0, 100, 50, 0),
-            load(501_000, 50_000, 300, 100, 2),
-        );
-        environment.load(before, after, 1_000_000);
-        assert_eq!(environment.own_share, 0.25);
-        assert_eq!(environment.wait_share, 0.05);
-        assert_eq!(environment.preempted, 500);
-        assert_eq!(environment.idle_share, Some(0.25));
-        assert_eq!(environment.steal_share, 0.01);
     }
 }

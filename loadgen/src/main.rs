@@ -4,7 +4,7 @@
 //! `cli` and `plan` say what to do, `run` leads the `worker`s, one thread each, through it. A worker
 //! drives its slice of users with the many-connections driver of the client crate, takes messages
 //! from its `schedule`, marks them with a `payload` and has its `verifier` account for each.
-//! An `observer` looks once a second at how far they are, at the server and at the machine.
+//! An `interrupt` ends it early. An `observer` looks once a second at how far they are, at the server and at the machine.
 //! `verdict` says what they have proved, `report` writes it down. The plan of the same name in
 //! `hold` keeps many more connections beside those, which say nothing.
 //!
@@ -24,6 +24,7 @@ mod figures;
 mod fleet;
 mod floor;
 mod hold;
+mod interrupt;
 mod observer;
 mod outputs;
 mod payload;
@@ -49,6 +50,7 @@ use anyhow::{Context, bail};
 use cli::{Args, Command, CommandLine};
 use outputs::{Files, Outcome, Outputs};
 use plan::{Plan, Protocol};
+use progress::say;
 use remote::Crew;
 use report::Report;
 use std::{
@@ -67,7 +69,7 @@ fn main() -> ExitCode {
     match follow(&cli::parse()) {
         Ok(code) => ExitCode::from(code),
         Err(error) => {
-            eprintln!("portico-loadgen: {error:#}");
+            say(&format!("portico-loadgen: {error:#}"));
             ExitCode::from(NO_RESULT)
         }
     }
@@ -105,6 +107,7 @@ fn deliver(
     carry_out: impl FnOnce() -> anyhow::Result<Outcome>,
 ) -> anyhow::Result<Verdict> {
     let files = Files::create(outputs)?;
+    interrupt::catch()?;
     match carry_out() {
         Ok(outcome) => {
             files.write(&outcome)?;

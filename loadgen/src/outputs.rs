@@ -5,11 +5,12 @@ use crate::{
     report::{Report, hlog, html, to_json},
     verdict::Verdict,
 };
-use anyhow::Context;
+use anyhow::{Context, bail};
 use serde::Serialize;
 use std::{
     fs::{self, File},
     io::{self, BufWriter, Write},
+    os::unix::fs::MetadataExt,
     path::{Path, PathBuf},
 };
 
@@ -77,28 +78,48 @@ struct Output {
 impl Files {
     pub(crate) fn create(outputs: &Outputs) -> anyhow::Result<Self> {
         let create = |path: &Option<PathBuf>| path.as_deref().map(Output::create).transpose();
-        Ok(Self {
+        let files = Self {
             json: create(&outputs.json)?,
             html: create(&outputs.html)?,
             hlog: create(&outputs.hlog)?,
-        })
+        };
+        files.check_different()?;
+        Ok(files)
     }
 
-    /// Prints the table and fills the files.
-    pub(crate) fn write(self, outcome: &Outcome) -> anyhow::Result<()> {
-        let mut out = io::stdout().lock();
-        out.write_all(outcome.table.as_bytes())
-            .context("cannot print the result")?;
-        if let Some(json) = self.json {
-            json.write(|file| Ok(writeln!(file, "{}", outcome.json)?))?;
-        }
-        if let Some(html) = self.html {
-            html.write(|file| Ok(file.write_all(outcome.html.as_bytes())?))?;
-        }
-        if let Some(output) = self.hlog {
-            output.write(|file| hlog::write(file, &outcome.observed))?;
+    /// Each result in a file of its own. Devices and pipes may take several.
+    fn check_different(&self) -> anyhow::Result<()> {
+        let all = [&self.json, &self.html, &self.hlog];
+        let mut known = Vec::new();
+        for output in all.into_iter().flatten() {
+            let file = output.file.metadata().context("cannot look at a file")?;
+            let identity = (file.dev(), file.ino());
+            if file.is_file() && known.contains(&identity) {
+                bail!(
+                    "--json, --html and --hlog must be different files; {} is named twice",
+                    output.path.display()
+                );
+            }
+            known.push(identity);
         }
         Ok(())
+    }
+
+    /// Prints the table and fills the files. What cannot be written costs nothing else.
+    pub(crate) fn write(self, outcome: &Outcome) -> anyhow::Result<()> {
+        let mut out = io::stdout().lock();
+        let table = out.write_all(outcome.table.as_bytes());
+        let json = self
+            .json
+            .map(|json| json.write(|file| Ok(writeln!(file, "{}", outcome.json)?)));
+        let html = self
+            .html
+            .map(|html| html.write(|file| Ok(file.write_all(outcome.html.as_bytes())?)));
+        let hlog = self
+            .hlog
+            .map(|output| output.write(|file| hlog::write(file, &outcome.observed)));
+        table.context("cannot print the result")?;
+        [json, html, hlog].into_iter().flatten().collect()
     }
 
     /// There is no result.

@@ -11,7 +11,7 @@ mod check;
 mod flows;
 mod text;
 
-pub(crate) use check::{BadPlan, CONNECTIONS_MAX};
+pub(crate) use check::{BadPlan, CONNECTIONS_MAX, RATE_MAX};
 pub(crate) use flows::{Flows, Groups};
 pub(crate) use text::{parse_duration, print};
 
@@ -52,6 +52,10 @@ pub(crate) struct Plan {
     pub spin: bool,
     #[serde(default)]
     pub acks: Acks,
+    /// The target discards what it gets: nothing is expected to arrive, and the verdict is about the
+    /// generator alone.
+    #[serde(default)]
+    pub unverified: bool,
     /// Most connections are only held.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub hold: Option<Hold>,
@@ -267,7 +271,8 @@ impl Plan {
 
     /// Connections that must not be torn apart between workers.
     pub(crate) fn unit(&self) -> u32 {
-        self.fanout.map_or(2, |fanout| fanout.members + 1)
+        self.fanout
+            .map_or(2, |fanout| fanout.members.saturating_add(1))
     }
 
     /// How many messages are asked for, before `of 128 bytes`.

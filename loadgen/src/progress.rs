@@ -4,7 +4,7 @@ use crate::{
     observer::{Observer, Sample},
     report::grouped,
 };
-use std::io::{self, IsTerminal};
+use std::io::{self, IsTerminal, Write};
 
 #[derive(Debug)]
 pub(crate) struct Progress {
@@ -25,9 +25,14 @@ impl Progress {
         }
         if let Some((before, now)) = observer.samples().newest() {
             let latency_us = observer.series().newest_latency_us();
-            eprintln!("{}", line(stage, before, now, latency_us));
+            say(&line(stage, before, now, latency_us));
         }
     }
+}
+
+/// A line on standard error. Whoever closed it does not want to know, and the run goes on.
+pub(crate) fn say(line: &str) {
+    let _ = writeln!(io::stderr().lock(), "{line}");
 }
 
 fn line(stage: &str, before: &Sample, now: &Sample, latency_us: Option<(u64, u64)>) -> String {

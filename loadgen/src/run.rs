@@ -5,6 +5,7 @@ use crate::{
     control::{Control, Gauges},
     environment::Means,
     fleet::{Credentials, sockets_per_user},
+    interrupt,
     observer::{Observed, Observer},
     plan::{Plan, Protocol},
     process::{self, Usage},
@@ -62,7 +63,7 @@ pub(crate) fn run_watched(
     plan: &Plan,
     watch: &mut Watch<'_>,
 ) -> anyhow::Result<Measured> {
-    let target = Target::find(args)?;
+    let target = Target::find(args, plan.protocol)?;
     let key = match plan.protocol {
         Protocol::Portico => Some(target::load_key(args)?),
         _ => None,
@@ -180,6 +181,12 @@ pub(crate) fn measured(
         })
     });
     let mut measured = Measured::new(args, plan, run, led.connections, server);
+    measured.doubts.extend(led.interrupted.clone());
+    if let Some((pid, _)) = at_rest.filter(|(pid, _)| process::usage(*pid).is_none()) {
+        measured
+            .warnings
+            .push(format!("the server's process, {pid}, ended during the run"));
+    }
     measured.window_us = led.sending_us;
     measured.observed = observed;
     measured
@@ -202,6 +209,8 @@ pub(crate) struct Led {
     pub start_us: u64,
     /// The plan's duration, or less when the watch ended it.
     sending_us: u64,
+    /// Somebody has ended it before its time: a sentence about it.
+    interrupted: Option<String>,
     /// Of the server, before the first message and at the end.
     usage: Option<(Usage, Usage)>,
 }
@@ -230,6 +239,12 @@ pub(crate) fn lead<'a>(
         if let Some(obstacle) = control.obstacle() {
             bail!("{obstacle}");
         }
+        if interrupt::asked() {
+            bail!(
+                "interrupted before the first message, with {} connections",
+                grouped(up)
+            );
+        }
         if up == u64::from(plan.connections) || is_over() {
             break up;
         }
@@ -252,6 +267,9 @@ pub(crate) fn lead<'a>(
     let up_since = Instant::now();
     let settle = plan.hold.map_or(Duration::ZERO, |hold| hold.settle);
     while up_since.elapsed() < settle && !is_over() {
+        if interrupt::asked() {
+            bail!("interrupted before the first message");
+        }
         view.turn("settling");
         thread::sleep(POLL);
     }
@@ -260,13 +278,24 @@ pub(crate) fn lead<'a>(
     control.start(start_us);
     view.observer.will_send(start_us, plan.duration);
     let mut sending_us = plan.duration.as_micros() as u64;
+    let mut interrupted = None;
     while !view.all_done() && !is_over() {
         let passed_us = clock.now().mono_us.saturating_sub(start_us);
         let sending = passed_us < sending_us;
-        if sending && watch(&view.sight(passed_us)) {
+        let asked = interrupt::asked() && interrupted.is_none();
+        if asked {
+            interrupted = Some(interrupt::sentence(
+                passed_us.min(sending_us),
+                plan.duration,
+            ));
+        }
+        if sending && (asked || watch(&view.sight(passed_us))) {
             control.drain();
             sending_us = passed_us.max(1);
             view.observer.will_send_until(start_us + sending_us);
+        } else if asked {
+            // Whoever does not want to wait for what is missing.
+            break;
         }
         view.turn(if sending { "sending" } else { "draining" });
         thread::sleep(POLL);
@@ -276,6 +305,7 @@ pub(crate) fn lead<'a>(
         connections,
         start_us,
         sending_us,
+        interrupted,
         usage: connected.zip(end),
     };
     Ok((led, view))
@@ -308,6 +338,7 @@ pub(crate) fn add_up(mut measured: Measured, start_us: u64, outcomes: Vec<Outcom
         measured.figures.add(&outcome.figures);
         measured.not_queued += outcome.not_queued;
         measured.withheld += outcome.withheld;
+        measured.unsent += outcome.unsent;
         let window_us = outcome.last_arrival_us.saturating_sub(start_us);
         measured.window_us = measured.window_us.max(window_us);
         measured.generator_cpu_us += outcome.sending_cpu_us;

@@ -67,6 +67,11 @@ impl Schedule {
         Some((number, due_us))
     }
 
+    /// How many are still to come.
+    pub(crate) const fn left(&self) -> u64 {
+        self.total - self.next
+    }
+
     /// When the next one is due; `None` after the last.
     pub(crate) fn next_us(&self) -> Option<u64> {
         (self.next < self.total).then_some(self.due_us)

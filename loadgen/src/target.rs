@@ -1,6 +1,6 @@
 //! What is measured: where it listens, which process it is, and the key that it trusts.
 
-use crate::{cli::Args, process};
+use crate::{cli::Args, plan::Protocol, process};
 use anyhow::{Context, bail};
 use portico_client::mint::SigningKey;
 use std::{
@@ -22,9 +22,9 @@ pub(crate) struct Target {
 }
 
 impl Target {
-    pub(crate) fn find(args: &Args) -> anyhow::Result<Self> {
+    pub(crate) fn find(args: &Args, protocol: Protocol) -> anyhow::Result<Self> {
         let address = resolve(&args.target)?;
-        let is_local = probe(address)?;
+        let is_local = probe(address, protocol)?;
         let listener = || is_local.then(|| process::find_listener(address)).flatten();
         Ok(Self {
             address,
@@ -46,9 +46,9 @@ pub(crate) fn load_key(args: &Args) -> anyhow::Result<SigningKey> {
 }
 
 /// The address of a target at which something listens.
-pub(crate) fn reach(target: &str) -> anyhow::Result<SocketAddr> {
+pub(crate) fn reach(target: &str, protocol: Protocol) -> anyhow::Result<SocketAddr> {
     let address = resolve(target)?;
-    probe(address)?;
+    probe(address, protocol)?;
     Ok(address)
 }
 
@@ -62,14 +62,21 @@ fn resolve(target: &str) -> anyhow::Result<SocketAddr> {
 
 /// The usual mistake deserves a plain answer, before anything else is complained about. True if the
 /// target is this machine: then the connection has the same address at both ends.
-fn probe(target: SocketAddr) -> anyhow::Result<bool> {
+fn probe(target: SocketAddr, protocol: Protocol) -> anyhow::Result<bool> {
     match TcpStream::connect_timeout(&target, PROBE_TIMEOUT) {
         Ok(stream) => {
             let own = stream.local_addr().map(|own| own.ip());
             Ok(target.ip().is_loopback() || own.is_ok_and(|own| own == target.ip()))
         }
         Err(error) if error.kind() == io::ErrorKind::ConnectionRefused => {
-            bail!("nothing listens on {target}; start it with `cargo run --release`")
+            let hint = match protocol {
+                Protocol::Portico => "; start it with `cargo run --release`".to_owned(),
+                Protocol::Relay => {
+                    format!("; start it with `portico-loadgen floor --listen {target}`")
+                }
+                other => format!("; is the server there that speaks {other} (see --target)?"),
+            };
+            bail!("nothing listens on {target}{hint}")
         }
         Err(error) => Err(error).with_context(|| format!("cannot connect to {target}")),
     }

@@ -9,7 +9,8 @@
 //!   judged in [`crate::environment`].
 //! - `fail` also: a message or a delivered mark is missing, was refused or never answered, in a run
 //!   that is valid.
-//! - `pass`: none of these.
+//! - `pass`: none of these. Of a plan that is `unverified` nothing is expected to arrive, so it is
+//!   about the generator alone: it did what the plan says.
 
 use crate::report::{Measured, Percentiles, grouped};
 use serde::Serialize;
@@ -119,6 +120,12 @@ pub(crate) fn judge(measured: &Measured) -> (Verdict, Vec<String>) {
             grouped(measured.withheld)
         ));
     }
+    if measured.unsent > 0 {
+        reasons.push(format!(
+            "{} messages were never sent: the generator was so far behind that it gave up",
+            grouped(measured.unsent)
+        ));
+    }
     if counts.sent == 0 {
         reasons.push("nothing was sent".to_owned());
     }
@@ -130,7 +137,11 @@ pub(crate) fn judge(measured: &Measured) -> (Verdict, Vec<String>) {
         }
         count > 0
     };
-    let missing = note(counts.lost, "accepted but never delivered")
+    let lost = match measured.promises.answers {
+        true => "accepted but never delivered",
+        false => "sent but never delivered",
+    };
+    let missing = note(counts.lost, lost)
         | note(counts.unanswered, "never answered")
         | note(counts.refused_total(), "refused for good")
         | note(counts.receipts_missing, "delivered marks missing")
@@ -140,6 +151,14 @@ pub(crate) fn judge(measured: &Measured) -> (Verdict, Vec<String>) {
             measured.not_queued,
             "not even queued: their senders had too many unanswered ones",
         );
+
+    if counts.lost > 0 && counts.delivered == 0 {
+        reasons.push(
+            "nothing was delivered at all; if the target discards on purpose, measure it with \
+             --acks minimal --unverified"
+                .to_owned(),
+        );
+    }
 
     let verdict = if broken {
         Verdict::Fail
@@ -204,7 +223,7 @@ mod tests {
 
     #[test]
     fn a_generator_that_failed_proves_nothing() {
-        let faults: [fn(&mut Measured); 8] = [
+        let faults: [fn(&mut Measured); 9] = [
             |m| m.observed.environment.clock_step_ms = 60_000,
             |m| m.doubts.push("a worker has failed".to_owned()),
             |m| m.connections = 999,
@@ -212,6 +231,7 @@ mod tests {
             |m| m.slip_us.record(20_000).expect("within bounds"),
             |m| m.generator_busy = 0.99,
             |m| m.withheld = 1,
+            |m| m.unsent = 1,
             |m| m.counts = Counts::default(),
         ];
         for (number, fault) in faults.into_iter().enumerate() {

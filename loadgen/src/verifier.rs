@@ -89,6 +89,8 @@ pub(crate) struct Verifier {
     promises: Promises,
     ledger: Ledger,
     counts: Counts,
+    /// What was sent has to arrive: not where the target discards it.
+    expects_deliveries: bool,
     /// Times mean something: not where the next message waits for the one before.
     timed: bool,
     times: Times,
@@ -127,6 +129,7 @@ impl Verifier {
             promises,
             ledger,
             counts: Counts::default(),
+            expects_deliveries: true,
             timed: true,
             times: Times {
                 latency_us: histogram(),
@@ -143,6 +146,12 @@ impl Verifier {
     /// Records no times from now on.
     pub(crate) fn without_times(mut self) -> Self {
         self.timed = false;
+        self
+    }
+
+    /// Nothing has to arrive. What does is verified all the same.
+    pub(crate) fn without_deliveries(mut self) -> Self {
+        self.expects_deliveries = false;
         self
     }
 
@@ -399,6 +408,9 @@ impl Verifier {
 
     /// Every message was answered, where that is promised, and every accepted one has arrived.
     pub(crate) fn is_settled(&self) -> bool {
+        if !self.expects_deliveries {
+            return true;
+        }
         match &self.ledger {
             Ledger::Answered(answered) => answered.is_settled(),
             Ledger::Counted(_) => self.counts.delivered >= self.counts.sent,
@@ -473,6 +485,9 @@ impl Verifier {
                 let missing = counts.sent.saturating_sub(counts.delivered);
                 counts.lost = missing.saturating_sub(refused + counts.unanswered);
             }
+        }
+        if !self.expects_deliveries {
+            counts.lost = 0;
         }
         Findings {
             counts,

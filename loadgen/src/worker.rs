@@ -20,6 +20,7 @@ use crate::{
     fleet::{self, Credentials, Opening},
     plan::{Flows, Plan},
     remote,
+    report::printable,
     verifier::Findings,
 };
 use anyhow::Context;
@@ -127,6 +128,8 @@ pub(crate) struct Outcome {
     pub not_queued: u64,
     /// Due, but the verifier's memory was full.
     pub withheld: u64,
+    /// Due, but this worker was so late that it gave up.
+    pub unsent: u64,
     /// CPU time of this thread while messages were sent.
     pub sending_cpu_us: u64,
     pub last_arrival_us: u64,
@@ -165,12 +168,26 @@ fn prepare_thread(cpu: Option<usize>) -> anyhow::Result<()> {
     Ok(())
 }
 
-pub(crate) fn turned_away(code: CloseCode, detail: &str) -> String {
+/// Why nobody of this run can log in; the connection was ended by the target, or by us for what it
+/// said.
+pub(crate) fn turned_away(code: CloseCode, detail: &str, by_peer: bool) -> String {
+    let detail = printable(detail);
+    // Other systems have words alone.
+    let code_text = match code.0 {
+        0 => String::new(),
+        _ => format!("{code} "),
+    };
+    if !by_peer {
+        return format!(
+            "the target does not speak the protocol of this run ({code_text}{detail}); are --target \
+             and --protocol right?"
+        );
+    }
     let hint = match code {
         CloseCode::AUTH_FAILED => "; is --data its data directory, or --key-file its key?",
         _ => "",
     };
-    format!("the gateway turned a user away: {code} {detail}{hint}")
+    format!("the target turned a user away: {code_text}{detail}{hint}")
 }
 
 /// This machine ran out of something: the gateway is not to blame.

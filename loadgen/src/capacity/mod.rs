@@ -12,16 +12,17 @@ mod trial;
 
 use crate::{
     cli::Args,
-    deliver,
+    deliver, interrupt,
     outputs::Outcome,
-    plan::{Pace, Plan, parse_duration},
+    plan::{Pace, Plan, RATE_MAX, parse_duration},
     process::Machine,
+    progress::say,
     remote::Crew,
     verdict::Verdict,
 };
 use anyhow::{Context, bail};
 use report::CapacityReport;
-use search::{Bounds, Limit, Search, Step};
+use search::{Bounds, Conclusion, Limit, Search, Step};
 use std::time::Duration;
 use trial::{Limits, Purpose, Trial};
 
@@ -83,11 +84,14 @@ impl CapacityArgs {
         if plan.pingpong.is_some() || plan.pace == Pace::Rounds {
             bail!("capacity needs a plan whose rate can be set: not pingpong, not --pace rounds");
         }
+        if plan.unverified {
+            bail!("capacity judges by deliveries: leave --unverified out");
+        }
         // Written so that NaN is refused too.
-        let ordered = self.min > 0.0 && self.min <= self.max && self.max.is_finite();
+        let ordered = self.min > 0.0 && self.min <= self.max && self.max <= RATE_MAX;
         if !ordered {
             bail!(
-                "--min is {} and --max {}, but 0 < min <= max must hold",
+                "--min is {} and --max {}, but 0 < min <= max <= {RATE_MAX} must hold",
                 self.min,
                 self.max
             );
@@ -128,22 +132,30 @@ impl CapacityArgs {
                 ..plan.clone()
             };
             let number = trials.len() + 1;
-            let (trial, report, observed) =
-                trial::carry_out(&mut crew, &self.run, &plan, &limits, (purpose, number))
-                    .with_context(|| {
-                        format!("trial {number}, at {rate} messages/s, has no result")
-                    })?;
-            eprintln!("{}", trial.line());
-            search.record(trial.finding());
-            last = Some((purpose, report, observed));
-            trials.push(trial);
+            let done = trial::carry_out(&mut crew, &self.run, &plan, &limits, (purpose, number));
+            // One that was ended before its first message has no result; those before it have.
+            if !(interrupt::asked() && done.is_err() && number > 1) {
+                let (trial, report, observed) = done.with_context(|| {
+                    format!("trial {number}, at {rate} messages/s, has no result")
+                })?;
+                say(&trial.line());
+                search.record(trial.finding());
+                last = Some((purpose, report, observed));
+                trials.push(trial);
+            }
+            if interrupt::asked() {
+                break Conclusion {
+                    rate: None,
+                    limit: Limit::Interrupted,
+                };
+            }
         };
         let (purpose, shown, observed) = last.context("no trial was carried out")?;
         let confirmation = (purpose == Purpose::Confirm).then(|| shown.clone());
         let report = CapacityReport {
             verdict: match (conclusion.rate, conclusion.limit) {
                 (Some(_), _) => Verdict::Pass,
-                (None, Limit::Generator) => Verdict::Invalid,
+                (None, Limit::Generator | Limit::Interrupted) => Verdict::Invalid,
                 (None, _) => Verdict::Fail,
             },
             reasons: Vec::new(),
@@ -217,6 +229,8 @@ mod tests {
             ("--min 0", "--min is 0"),
             ("--min 10 --max 5", "--max 5"),
             ("--min nan", "--min is NaN"),
+            ("--max 1e300", "10000000 must hold"),
+            ("--acks minimal --unverified", "deliveries"),
             ("--trial 100ms", "--trial"),
             ("--trial 5s --confirm 4s", "--confirm"),
             ("--precision 0", "--precision"),

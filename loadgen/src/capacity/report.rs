@@ -59,6 +59,7 @@ impl CapacityReport {
             Limit::Generator => "generator",
             Limit::Maximum => "maximum",
             Limit::Trials => "trials",
+            Limit::Interrupted => "interrupted",
         };
         self.found = conclusion.rate.zip(last).map(|(rate_per_s, last)| Found {
             rate_per_s,
@@ -77,6 +78,17 @@ impl CapacityReport {
             }
             (Some(_), Limit::Maximum) => {
                 format!("at least {rate} messages/s; --max was the limit")
+            }
+            (_, Limit::Interrupted) => {
+                let held = self
+                    .trials
+                    .iter()
+                    .filter(|trial| trial.result == Result::Held);
+                let rate = held.map(|trial| trial.rate_per_s).fold(0.0, f64::max);
+                format!(
+                    "interrupted before a rate was confirmed; {} messages/s held in a trial",
+                    grouped(rate as u64)
+                )
             }
             (Some(_), Limit::Trials) => {
                 format!("at least {rate} messages/s; results changed too often to find the limit")

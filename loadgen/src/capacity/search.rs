@@ -67,6 +67,8 @@ pub(crate) enum Limit {
     Maximum,
     /// The number of trials: results changed too often. The rate is a lower bound.
     Trials,
+    /// Somebody has ended the search. No rate is confirmed.
+    Interrupted,
 }
 
 /// A rate that did not hold.

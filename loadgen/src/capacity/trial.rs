@@ -6,6 +6,7 @@ use super::{
 };
 use crate::{
     cli::Args,
+    interrupt,
     observer::Observed,
     plan::Plan,
     process,
@@ -113,7 +114,7 @@ pub(super) fn carry_out(
         server_cpu_us_per_message: report
             .server
             .as_ref()
-            .map(|server| server.cpu_us_per_message),
+            .and_then(|server| server.cpu_us_per_message),
         generator_busy: report.generator.busy,
         slip_p99_us: report.slip_us.p99,
     };
@@ -177,7 +178,7 @@ fn rest(pid: Option<u32>) {
     let begun = Instant::now();
     let cpu_us = || process::usage(pid).map(|usage| usage.cpu_us);
     let mut before = cpu_us();
-    while begun.elapsed() < REST_MAX {
+    while begun.elapsed() < REST_MAX && !interrupt::asked() {
         thread::sleep(REST_LOOK);
         let now = cpu_us();
         let used_us = now

@@ -14,7 +14,7 @@ pub(crate) struct Overrides {
     #[arg(long, value_name = "N")]
     connections: Option<u32>,
     /// Messages per second, all users together
-    #[arg(long, value_name = "R")]
+    #[arg(long, value_name = "R", allow_negative_numbers = true)]
     rate: Option<f64>,
     /// How long messages are sent: 10s, 500ms, 2m, or seconds
     #[arg(long, value_name = "T", value_parser = parse_duration)]
@@ -40,6 +40,10 @@ pub(crate) struct Overrides {
     /// full: each message is answered; minimal: as little as the protocol needs
     #[arg(long, value_enum, value_name = "ACKS")]
     acks: Option<Acks>,
+    /// The target discards (`sink --answer none`): nothing is expected to arrive, and the verdict is
+    /// about this program alone; with --acks minimal
+    #[arg(long)]
+    unverified: bool,
     /// Makes partners, order, sizes and cuts of a plan repeatable
     #[arg(long, value_name = "S")]
     seed: Option<u64>,
@@ -111,6 +115,7 @@ impl Overrides {
         set(&mut plan.burst, self.burst);
         plan.spin |= self.spin;
         set(&mut plan.acks, self.acks);
+        plan.unverified |= self.unverified;
         set(&mut plan.seed, self.seed);
         self.apply_hold(plan, workers)?;
         if let Some(fanout) = &mut plan.fanout {

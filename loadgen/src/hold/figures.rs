@@ -4,7 +4,7 @@
 //! be read is absent; nothing is estimated.
 
 use super::{
-    holder::{Held, Wave},
+    held::{Held, Wave},
     lead::{Mark, Marks},
     needs::Needs,
     slab::Kernel,
@@ -180,8 +180,8 @@ impl HoldReport {
         if let Some((all, of_messages)) = hold.server.as_ref().zip(messages.server.as_mut()) {
             of_messages.rss_bytes_per_connection = all.rss_bytes_per_connection;
             // It would have all the logins after the cut in it.
-            if let Some(us) = all.cpu_us_per_message {
-                of_messages.cpu_us_per_message = us;
+            if all.cpu_us_per_message.is_some() {
+                of_messages.cpu_us_per_message = all.cpu_us_per_message;
             }
         }
         Self { messages, hold }
@@ -376,6 +376,7 @@ pub(super) mod tests {
         measured.server = None;
         Parts {
             marks: Marks {
+                interrupted_us: None,
                 start: mark(0, 0, 0, 0, 0),
                 // 10 s, 50 us each.
                 ramped: mark(10, 50, 300_000, 1_000, 0),

@@ -10,6 +10,7 @@ use super::{
 };
 use crate::{
     control::{Control, Gauges},
+    interrupt,
     observer::Observer,
     plan::{Hold, Plan},
     process::{self, Usage},
@@ -59,6 +60,8 @@ pub(super) struct Marks {
     pub back: Option<Mark>,
     pub sent: Mark,
     pub end: Mark,
+    /// Somebody has ended the sending before its time.
+    pub interrupted_us: Option<u64>,
 }
 
 /// What the coordinating thread sees of the others.
@@ -128,6 +131,7 @@ pub(super) struct Lead<'a> {
     pub view: View<'a>,
     pub progress: Progress,
     pub observer: &'a mut Observer,
+    pub is_sending: bool,
     /// A thread has ended before its time.
     pub is_over: &'a dyn Fn() -> bool,
 }
@@ -160,9 +164,15 @@ impl Lead<'_> {
             self.control.cut_at(send_us + (end_us - send_us) / 3);
         }
         self.control.start(send_us);
+        self.is_sending = true;
         self.observer.will_send(send_us, self.plan.duration);
         let (cut, back) = self.sending(end_us)?;
         let sent = self.view.mark();
+        let interrupted_us = interrupt::asked().then(|| {
+            self.control.drain();
+            self.observer.will_send_until(sent.at_us);
+            sent.at_us.saturating_sub(send_us)
+        });
         self.wait("drain", |view, _| view.is_done())?;
         let end = self.view.mark();
         self.progress.finish();
@@ -176,6 +186,7 @@ impl Lead<'_> {
             back,
             sent,
             end,
+            interrupted_us,
         })
     }
 
@@ -224,6 +235,13 @@ impl Lead<'_> {
             let totals = self.view.totals();
             if is_enough(&self.view, totals.live) {
                 return Ok(());
+            }
+            if interrupt::asked() && stage != "drain" {
+                if self.is_sending {
+                    return Ok(());
+                }
+                self.progress.finish();
+                bail!("interrupted before the first message");
             }
             let view = self.view;
             self.observer.turn(view.workers, || view.held());

@@ -12,6 +12,7 @@
 
 mod descriptors;
 mod figures;
+mod held;
 mod holder;
 mod lead;
 mod needs;
@@ -27,6 +28,7 @@ use crate::{
     control::{Control, Gauges},
     environment::Means,
     fleet::{CLIENT, Credentials},
+    interrupt,
     observer::{Observed, Observer},
     plan::{Hold, Plan},
     process,
@@ -38,7 +40,8 @@ use crate::{
 };
 use anyhow::{Context, anyhow, bail};
 use figures::Measurement;
-use holder::{Held, HolderGauges, Holding};
+use held::Held;
+use holder::{HolderGauges, Holding};
 use lead::{Lead, Marks, View};
 use needs::{Facts, Needs};
 use portico_client::{
@@ -80,7 +83,7 @@ struct Setting<'a> {
 
 /// Carries the plan out. An error means that there is no result at all.
 pub(crate) fn run(args: &Args, plan: &Plan, hold: Hold) -> anyhow::Result<(HoldReport, Observed)> {
-    let target = Target::find(args)?;
+    let target = Target::find(args, plan.protocol)?;
     let key = target::load_key(args)?;
     let facts = Facts::read(&target).context("cannot raise the open file limit")?;
     let needs = match Needs::of(plan, hold, &facts) {
@@ -173,6 +176,7 @@ impl Setting<'_> {
                 view,
                 progress,
                 observer: &mut observer,
+                is_sending: false,
                 is_over: &|| {
                     held.iter().any(ScopedJoinHandle::is_finished)
                         || outcomes.iter().any(ScopedJoinHandle::is_finished)
@@ -283,6 +287,10 @@ impl Setting<'_> {
         let measured = Measured::new(self.args, &self.active_plan, self.run, active, server);
         let mut measured = add_up(measured, marks.send_us, outcomes);
         measured.observed = observed;
+        let interrupted = marks.interrupted_us;
+        measured
+            .doubts
+            .extend(interrupted.map(|us| interrupt::sentence(us, self.plan.duration)));
         let mut held = Held::new();
         parts.into_iter().for_each(|part| held.add(part));
         let report = HoldReport::new(&Measurement {

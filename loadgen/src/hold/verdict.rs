@@ -9,7 +9,7 @@
 //!   no fault: that is how it bounds a storm. Nor are attempts without a connection: they come again,
 //!   and are counted. A login refused for any other reason, or broken off, is a fault.
 
-use super::{figures::Measurement, holder::Wave};
+use super::{figures::Measurement, held::Wave};
 use crate::{report::grouped, verdict::Verdict};
 use portico_wire::CloseCode;
 

@@ -9,21 +9,21 @@
 //! - A user is up when all its lines are, and when one goes down all go down.
 //! - A turn is bounded, and never sleeps when it may wait for 0.
 
+mod lines;
+mod sockets;
+
 use super::{
     PeerOpening,
-    dialect::{Dialect, Heard, Link},
-    opening::{Cast, open_socket, reset_at_close, sources},
+    dialect::{Dialect, Link},
+    opening::{Cast, sources},
 };
 use crate::fleet::{Fleet, Full, Happened, OnEvent, Outgoing, Promises};
 use portico_client::{Now, many::Clock};
-use rustix::{
-    buffer::spare_capacity,
-    event::{Timespec, epoll},
-};
+use rustix::event::epoll;
 use std::{
     cmp::Reverse,
     collections::{BinaryHeap, VecDeque},
-    io::{self, Read, Write},
+    io,
     net::{IpAddr, SocketAddr, TcpStream},
     os::fd::OwnedFd,
 };
@@ -192,379 +192,19 @@ impl<D: Dialect> Driver<D> {
             index
         }
     }
-
-    // --- opening
-
-    fn may_open(&self) -> bool {
-        !self.queue.is_empty() && self.opening < OPENING_MAX
-    }
-
-    fn open_queued(&mut self, on: &mut OnEvent<'_>) {
-        while self.may_open() {
-            let now = self.clock.now();
-            if now.mono_us < self.next_open_us {
-                return;
-            }
-            let Some((index, generation)) = self.queue.pop_front() else {
-                return;
-            };
-            let line = &mut self.lines[index as usize];
-            if line.state != State::Queued || line.generation != generation {
-                continue;
-            }
-            let earliest_us = now.mono_us.saturating_sub(CATCH_UP_US);
-            self.next_open_us = self.next_open_us.max(earliest_us) + self.gap_us;
-            line.link.reset();
-            line.state = State::Connecting;
-            line.begun_us = now.mono_us;
-            line.reading = true;
-            self.opening += 1;
-            let nth = self.lines_before + index as usize;
-            let source = nth
-                .checked_rem(self.sources.len())
-                .map(|at| self.sources[at]);
-            match open_socket(self.target, source, &self.epoll, u64::from(index)) {
-                Ok(socket) => {
-                    self.lines[index as usize].socket = Some(socket);
-                    self.set_timer(index, now.mono_us + LOGIN_TIMEOUT_US);
-                }
-                Err(error) => self.connect_failed(now, index, &error, on),
-            }
-        }
-    }
-
-    fn connect_failed(&mut self, now: Now, index: u32, error: &io::Error, on: &mut OnEvent<'_>) {
-        on(now, self.conn_of(index), Happened::ConnectFailed(error));
-        // Its other line has nothing to wait for alone; it stays, and this one is tried again.
-        self.drop_line(index, now.mono_us + RECONNECT_DELAY_US);
-    }
-
-    fn connected(&mut self, index: u32) {
-        let line = &mut self.lines[index as usize];
-        line.state = State::LoggingIn;
-        lend(&mut line.out, &mut self.spare);
-        self.dialect.connected(&mut line.link, &mut line.out);
-        self.mark_dirty(index);
-    }
-
-    // --- closing
-
-    /// Closes a line that may or may not have a socket, to be opened again at `back_us`.
-    fn drop_line(&mut self, index: u32, back_us: u64) {
-        let conn = self.conn_of(index) as usize;
-        let line = &mut self.lines[index as usize];
-        match line.state {
-            State::Connecting | State::LoggingIn => self.opening -= 1,
-            State::Up => self.up[conn] -= 1,
-            State::Waiting | State::Queued => {}
-            State::Stopped => return,
-        }
-        if let Some(socket) = line.socket.take() {
-            reset_at_close(&socket);
-        }
-        line.state = State::Waiting;
-        line.blocked = false;
-        line.out = Vec::new();
-        line.link.reset();
-        self.set_timer(index, back_us);
-    }
-
-    /// All lines of a user go down with one of them.
-    fn user_down(&mut self, now: Now, conn: u32, end: &End<'_>, on: &mut OnEvent<'_>) {
-        let back_us = now.mono_us + RECONNECT_DELAY_US;
-        for index in self.lines_of(conn) {
-            self.drop_line(index, back_us);
-            if end.for_good {
-                let line = &mut self.lines[index as usize];
-                line.state = State::Stopped;
-                line.generation += 1;
-            }
-        }
-        let down = Happened::Down {
-            code: 0,
-            detail: end.detail,
-            by_peer: true,
-            for_good: end.for_good,
-        };
-        on(now, conn, down);
-    }
-
-    // --- timers
-
-    fn set_timer(&mut self, index: u32, at_us: u64) {
-        let line = &mut self.lines[index as usize];
-        line.generation = line.generation.wrapping_add(1);
-        self.timers.push(Reverse((at_us, (index, line.generation))));
-    }
-
-    fn fire_timers(&mut self, on: &mut OnEvent<'_>) {
-        let now = self.clock.now();
-        while let Some(Reverse((at_us, (index, generation)))) = self.timers.peek().copied() {
-            if at_us > now.mono_us {
-                return;
-            }
-            self.timers.pop();
-            let line = &mut self.lines[index as usize];
-            if line.generation != generation {
-                continue;
-            }
-            match line.state {
-                State::Waiting => {
-                    line.state = State::Queued;
-                    self.queue.push_back((index, generation));
-                }
-                State::Connecting | State::LoggingIn => {
-                    let error = io::Error::from(io::ErrorKind::TimedOut);
-                    self.connect_failed(now, index, &error, on);
-                }
-                State::Up => {
-                    lend(&mut line.out, &mut self.spare);
-                    self.dialect.heartbeat(&line.link, &mut line.out);
-                    self.mark_dirty(index);
-                    self.set_timer(index, now.mono_us + self.heartbeat_us);
-                }
-                State::Queued | State::Stopped => {}
-            }
-        }
-    }
-
-    // --- sockets
-
-    fn wait(&mut self, wait_us: u64) -> io::Result<()> {
-        let mut wait_us = wait_us;
-        if wait_us > 0 {
-            let now_us = self.clock.now().mono_us;
-            if let Some(Reverse((at_us, _))) = self.timers.peek() {
-                wait_us = wait_us.min(at_us.saturating_sub(now_us));
-            }
-            if self.may_open() {
-                wait_us = wait_us.min(self.next_open_us.saturating_sub(now_us));
-            }
-            if !self.unread.is_empty() {
-                wait_us = 0;
-            }
-        }
-        let timeout = Timespec {
-            tv_sec: (wait_us / 1_000_000) as i64,
-            tv_nsec: (wait_us % 1_000_000 * 1_000) as i64,
-        };
-        match epoll::wait(&self.epoll, spare_capacity(&mut self.ready), Some(&timeout)) {
-            Ok(_) | Err(rustix::io::Errno::INTR) => Ok(()),
-            Err(error) => Err(error.into()),
-        }
-    }
-
-    fn socket_event(&mut self, index: u32, flags: epoll::EventFlags, on: &mut OnEvent<'_>) {
-        let line = &mut self.lines[index as usize];
-        let Some(socket) = &line.socket else {
-            // Closed earlier in this turn.
-            return;
-        };
-        if line.state == State::Connecting {
-            match socket.take_error() {
-                Ok(None) if flags.contains(epoll::EventFlags::OUT) => self.connected(index),
-                Ok(None) => return,
-                Ok(Some(error)) | Err(error) => {
-                    return self.connect_failed(self.clock.now(), index, &error, on);
-                }
-            }
-        } else if line.blocked && flags.contains(epoll::EventFlags::OUT) {
-            line.blocked = false;
-            self.mark_dirty(index);
-        }
-        let ended = epoll::EventFlags::RDHUP | epoll::EventFlags::HUP | epoll::EventFlags::ERR;
-        if flags.intersects(epoll::EventFlags::IN | ended) {
-            self.read(index, flags.intersects(ended), on);
-        }
-    }
-
-    /// Reads until the socket is empty. A buffer that was not filled says so without another call,
-    /// unless the peer has ended: then the end must be met now, no edge will come for it.
-    fn read(&mut self, index: u32, ended: bool, on: &mut OnEvent<'_>) {
-        let mut buffer = std::mem::take(&mut self.read_buffer);
-        for reads in 0.. {
-            let line = &mut self.lines[index as usize];
-            if !line.reading {
-                // What has come is looked for when it reads again.
-                break;
-            }
-            if reads == READS_IN_A_ROW_MAX && !ended {
-                self.unread.push(index);
-                break;
-            }
-            let Some(mut socket) = line.socket.as_ref() else {
-                break;
-            };
-            match socket.read(&mut buffer) {
-                Ok(0) => {
-                    self.line_ended(index, "", on);
-                    break;
-                }
-                Ok(bytes) => {
-                    self.received(index, &buffer[..bytes], on);
-                    if bytes < buffer.len() && !ended {
-                        break;
-                    }
-                }
-                Err(error) if error.kind() == io::ErrorKind::WouldBlock => break,
-                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-                Err(_) => {
-                    self.line_ended(index, "", on);
-                    break;
-                }
-            }
-        }
-        self.read_buffer = buffer;
-    }
-
-    fn received(&mut self, index: u32, bytes: &[u8], on: &mut OnEvent<'_>) {
-        let now = self.clock.now();
-        let conn = self.conn_of(index);
-        let line = &mut self.lines[index as usize];
-        lend(&mut line.out, &mut self.spare);
-        let mut is_up = false;
-        let mut complaint = None;
-        let fed = line.link.feed(
-            &self.dialect,
-            bytes,
-            &mut line.out,
-            &mut |heard| match heard {
-                Heard::Nothing => {}
-                Heard::Up => is_up = true,
-                Heard::Message(body) => {
-                    let arrived = Happened::Arrived {
-                        body,
-                        author: None,
-                        place: None,
-                    };
-                    on(now, conn, arrived);
-                }
-                Heard::Accepted(name) => {
-                    let accepted = Happened::Accepted {
-                        name,
-                        place: None,
-                        duplicate: false,
-                    };
-                    on(now, conn, accepted);
-                }
-                Heard::Complaint(text) => {
-                    complaint.get_or_insert_with(|| String::from_utf8_lossy(text).into_owned());
-                }
-            },
-        );
-        if let Err(fault) = fed {
-            on(now, conn, Happened::Fault(fault.0));
-            return self.line_ended(index, fault.0, on);
-        }
-        if let Some(text) = complaint {
-            return self.line_ended(index, &text, on);
-        }
-        if is_up {
-            self.logged_in(now, index, on);
-        }
-        self.mark_dirty(index);
-        self.take_back(index);
-    }
-
-    fn logged_in(&mut self, now: Now, index: u32, on: &mut OnEvent<'_>) {
-        let conn = self.conn_of(index);
-        let line = &mut self.lines[index as usize];
-        if line.state != State::LoggingIn {
-            return;
-        }
-        line.state = State::Up;
-        self.opening -= 1;
-        if self.heartbeat_us > 0 {
-            self.set_timer(index, now.mono_us + self.heartbeat_us);
-        } else {
-            // The one of the login is void.
-            line.generation = line.generation.wrapping_add(1);
-        }
-        self.up[conn as usize] += 1;
-        if self.up[conn as usize] == self.lines_per_user() {
-            let begun_us = self
-                .lines_of(conn)
-                .map(|line| self.lines[line as usize].begun_us);
-            let begun_us = begun_us.min().unwrap_or(now.mono_us);
-            let after_us = now.mono_us.saturating_sub(begun_us);
-            on(now, conn, Happened::Up { after_us });
-        }
-    }
-
-    /// The server has closed a line, or it is of no more use. A complaint during the login is a
-    /// refusal: another attempt would have the same answer.
-    fn line_ended(&mut self, index: u32, detail: &str, on: &mut OnEvent<'_>) {
-        let line = &self.lines[index as usize];
-        let end = End {
-            detail,
-            for_good: !detail.is_empty() && line.state == State::LoggingIn,
-        };
-        self.user_down(self.clock.now(), self.conn_of(index), &end, on);
-    }
-
-    fn mark_dirty(&mut self, index: u32) {
-        let line = &mut self.lines[index as usize];
-        if !line.dirty && !line.blocked && !line.out.is_empty() {
-            line.dirty = true;
-            self.dirty.push(index);
-        }
-    }
-
-    fn flush(&mut self, on: &mut OnEvent<'_>) {
-        let mut dirty = std::mem::take(&mut self.dirty);
-        for index in dirty.drain(..) {
-            self.lines[index as usize].dirty = false;
-            if !self.write(index) {
-                // What the server said before it went decides nothing here, but may be messages.
-                self.read(index, true, on);
-                if self.lines[index as usize].socket.is_some() {
-                    self.line_ended(index, "", on);
-                }
-            }
-        }
-        dirty.append(&mut self.dirty);
-        self.dirty = dirty;
-    }
-
-    /// Writes what a line has queued; false when the socket is gone.
-    fn write(&mut self, index: u32) -> bool {
-        let line = &mut self.lines[index as usize];
-        let Some(mut socket) = line.socket.as_ref() else {
-            return true;
-        };
-        while !line.out.is_empty() {
-            match socket.write(&line.out) {
-                Ok(bytes) if bytes == line.out.len() => line.out.clear(),
-                Ok(bytes) => drop(line.out.drain(..bytes)),
-                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
-                    line.blocked = true;
-                    return true;
-                }
-                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-                Err(_) => return false,
-            }
-        }
-        self.take_back(index);
-        true
-    }
-
-    /// An idle line keeps no buffer.
-    fn take_back(&mut self, index: u32) {
-        let out = &mut self.lines[index as usize].out;
-        if !out.is_empty() || out.capacity() == 0 {
-            return;
-        }
-        let out = std::mem::take(out);
-        if self.spare.len() < SPARE_BUFFERS_MAX && out.capacity() <= SPARE_BUFFER_BYTES_MAX {
-            self.spare.push(out);
-        }
-    }
 }
 
 /// Why a line ended, in the server's words or ours; empty: it just did.
 struct End<'a> {
     detail: &'a str,
-    for_good: bool,
+    by_peer: bool,
+}
+
+impl End<'_> {
+    const SILENT: Self = Self {
+        detail: "",
+        by_peer: true,
+    };
 }
 
 fn lend(out: &mut Vec<u8>, spare: &mut Vec<Vec<u8>>) {

@@ -9,7 +9,7 @@ use std::{ops::RangeInclusive, time::Duration};
 pub(crate) const CONNECTIONS_MAX: u32 = 4_000_000;
 /// Room for the Envelope around a body.
 const BODY_BYTES_MAX: usize = 63_000;
-const RATE_MAX: f64 = 10_000_000.0;
+pub(crate) const RATE_MAX: f64 = 10_000_000.0;
 const RAMP_PER_S_MAX: u32 = 1_000_000;
 const HEARTBEAT_S_MAX: u16 = 3_600;
 const DURATION_MAX: Duration = Duration::from_secs(7 * 24 * 3_600);
@@ -111,6 +111,9 @@ impl Plan {
                     .to_owned(),
             );
         }
+        if self.unverified {
+            self.check_unverified()?;
+        }
         let reads = self
             .mixed
             .as_ref()
@@ -124,6 +127,33 @@ impl Plan {
                 } else {
                     "minimal"
                 }
+            ));
+        }
+        Ok(())
+    }
+
+    /// Who expects nothing cannot wait for anything.
+    fn check_unverified(&self) -> Result<(), BadPlan> {
+        if promises(self.protocol, self.acks).answers {
+            return conflict(format!(
+                "--unverified is for a target that discards, and --protocol {} waits for answers{}",
+                self.protocol,
+                if self.protocol == Protocol::Portico {
+                    ": add --acks minimal"
+                } else {
+                    ""
+                }
+            ));
+        }
+        let waits = self.pingpong.is_some()
+            || self.hold.is_some()
+            || self.mixed.is_some()
+            || self.pace == Pace::Rounds;
+        if waits {
+            return conflict(format!(
+                "--unverified goes with plans that send by the clock whatever arrives, as relay and \
+                 fanout do, not with `{}`",
+                self.name
             ));
         }
         Ok(())

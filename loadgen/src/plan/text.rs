@@ -6,7 +6,7 @@ use anyhow::Context;
 use std::{fmt::Write, time::Duration};
 
 /// What each field means: table, field, comment. A test holds it to the fields that exist.
-const COMMENTS: [(&str, &str, &str); 35] = [
+const COMMENTS: [(&str, &str, &str); 36] = [
     ("", "name", "what results call it"),
     ("", "about", "a line for the list"),
     (
@@ -48,6 +48,11 @@ const COMMENTS: [(&str, &str, &str); 35] = [
         "",
         "acks",
         "full: each message answered; minimal: no answers, half a window acknowledged at once",
+    ),
+    (
+        "",
+        "unverified",
+        "the target discards: nothing is expected to arrive, the verdict is about the tester",
     ),
     ("hold", "active", "connections that exchange the messages"),
     ("hold", "ramp", "connections opened per second"),

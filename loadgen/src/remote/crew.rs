@@ -19,7 +19,7 @@ use crate::{
     observer::Observer,
     plan::{Plan, Protocol},
     progress::Progress,
-    report::{Measured, grouped},
+    report::{Measured, grouped, printable},
     run::{self, Course, TOKEN_RESERVE, View, add_up, first_user, run_id},
     target::{self, Target},
     tokens::Tokens,
@@ -80,6 +80,11 @@ impl Crew {
     pub(crate) fn gather(flags: &Flags) -> anyhow::Result<Self> {
         if flags.workers.is_empty() {
             return Ok(Self::Own);
+        }
+        for (at, name) in flags.workers.iter().enumerate() {
+            if flags.workers[..at].contains(name) {
+                bail!("--workers names {name} twice: a worker takes one part of a run");
+            }
         }
         let secret = match &flags.secret_file {
             Some(path) => Secret::load(path)?,
@@ -155,7 +160,7 @@ fn greet(name: &str, secret: &Secret) -> anyhow::Result<Remote> {
                 limits,
             })
         }
-        FromWorker::Failed { reason } => bail!("it refuses: {reason}"),
+        FromWorker::Failed { reason } => bail!("it refuses: {}", printable(&reason)),
         _ => bail!("it is no worker of this tool"),
     }
 }
@@ -175,7 +180,7 @@ fn lead(
     };
     let tokens = key.as_ref().map(Tokens::Signed);
     // Only to account for its process; the workers say whether they reach it.
-    let target = Target::find(args).ok();
+    let target = Target::find(args, plan.protocol).ok();
     let is_local = target.is_some_and(|target| target.is_local);
     let shares = share_out(plan, remotes, is_local)?;
     let run = run_id().context("cannot read /dev/urandom")?;
@@ -267,7 +272,7 @@ fn lead(
     let (led, view) = led?;
     let observed = view.observer.finish(&gauges);
     let mut measured = run::measured(args, plan, run, &led, at_rest, observed);
-    measured.doubts = doubts;
+    measured.doubts.extend(doubts);
     measured.hosts = hosts;
     Ok(add_up(measured, led.start_us, found))
 }

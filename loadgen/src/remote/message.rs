@@ -23,7 +23,7 @@ use serde::{Deserialize, Serialize};
 use std::time::Duration;
 
 /// Raised with every change: both ends are to be of one version.
-pub(super) const VERSION: u32 = 1;
+pub(super) const VERSION: u32 = 2;
 pub(super) const MAGIC: &str = "portico-loadgen worker";
 /// The longest frame before the other is known, in bytes.
 pub(super) const FRAME_MAX_STRANGER: usize = 4_096;

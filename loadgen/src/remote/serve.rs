@@ -14,6 +14,7 @@ use crate::{
     fleet::Credentials,
     plan::Plan,
     process::{self, Machine},
+    progress::say,
     run::{self, CONNECTS_PER_S, FILES_RESERVE, TOKEN_RESERVE, ports_per_source, slices_of},
     series, target,
     tokens::{GivenTokens, Tokens},
@@ -129,7 +130,9 @@ impl WorkerArgs {
                     Err(error) => Err(error),
                 };
                 if let Err(error) = ended {
-                    eprintln!("coordinator {from}: {error:#}; waiting for the next");
+                    say(&format!(
+                        "coordinator {from}: {error:#}; waiting for the next"
+                    ));
                 }
             });
         }
@@ -233,7 +236,7 @@ impl Worker {
                 _ => bail!("{} of {} tokens came", given.tokens.len(), order.tokens),
             }
         }
-        let target = target::reach(&order.target)?;
+        let target = target::reach(&order.target, plan.protocol)?;
         let sources = self.sources(plan, order, target)?;
         let threads = self.limits.threads.min(order.users / plan.unit());
         let login = (order.tokens > 0).then(|| Credentials {

@@ -5,17 +5,23 @@
 //! the runs' own figures by at least 2 %. Of the seconds, the first and those after the last message
 //! was due are left out.
 
+mod metric;
+mod recorded;
+
 use super::{
     html,
     significance::{VALUES_MIN, probability},
 };
 use anyhow::{Context, bail};
+use metric::{METRICS, Metric};
+use recorded::Run;
 use serde_json::Value;
 use std::{
     collections::BTreeMap,
     fmt::{self, Write},
     fs,
-    path::{Path, PathBuf},
+    io::{self, Write as _},
+    path::PathBuf,
 };
 
 /// Chance below which a difference is not one.
@@ -50,7 +56,7 @@ impl CompareArgs {
     pub(crate) fn run(&self) -> anyhow::Result<u8> {
         let (a, b) = (Run::read(&self.a)?, Run::read(&self.b)?);
         let comparison = Comparison::new(&a, &b);
-        print!("{}", comparison.text());
+        print(&comparison.text())?;
         if let Some(file) = &self.html {
             let page = comparison.page();
             fs::write(file, page).with_context(|| format!("cannot write {}", file.display()))?;
@@ -60,10 +66,16 @@ impl CompareArgs {
         };
         let worse = comparison.worse_by_more_than(worse_than)?;
         for sentence in &worse {
-            println!("worse: {sentence}");
+            print(&format!("worse: {sentence}\n"))?;
         }
         Ok(u8::from(!worse.is_empty()))
     }
+}
+
+fn print(text: &str) -> anyhow::Result<()> {
+    let mut out = io::stdout().lock();
+    out.write_all(text.as_bytes())
+        .context("cannot print the comparison")
 }
 
 fn parse_share(text: &str) -> Result<f64, String> {
@@ -73,185 +85,6 @@ fn parse_share(text: &str) -> Result<f64, String> {
         _ => Err(format!("`{text}` is not a share such as 5%")),
     }
 }
-
-/// What one file says.
-#[derive(Debug)]
-struct Run {
-    name: String,
-    json: Value,
-}
-
-impl Run {
-    fn read(file: &Path) -> anyhow::Result<Self> {
-        let text = fs::read(file).with_context(|| format!("cannot read {}", file.display()))?;
-        let json: Value = serde_json::from_slice(&text)
-            .with_context(|| format!("{} is not JSON", file.display()))?;
-        if json["verdict"].as_str().is_none() || !json["latency_us"].is_object() {
-            bail!("{} is no result that --json has written", file.display());
-        }
-        let name = file.display().to_string();
-        Ok(Self { name, json })
-    }
-
-    fn number(&self, pointer: &str) -> Option<f64> {
-        self.json.pointer(pointer)?.as_f64()
-    }
-
-    fn verdict(&self) -> &str {
-        self.json["verdict"].as_str().unwrap_or("unknown")
-    }
-
-    fn column(&self, pointer: &str) -> Vec<Option<f64>> {
-        let array = self.json.pointer(pointer).and_then(Value::as_array);
-        array.map_or_else(Vec::new, |array| array.iter().map(Value::as_f64).collect())
-    }
-
-    /// A figure's value by the second, while messages were sent, without the first second.
-    fn seconds(&self, source: &Source) -> Vec<f64> {
-        let end_s = self.number("/settings/duration_s").unwrap_or(f64::INFINITY);
-        match source {
-            Source::None => Vec::new(),
-            Source::Times(name, percentile) => {
-                let step_s = self.number("/series/step_s").unwrap_or(1.0);
-                let column = self.column(&format!("/series/{name}/{percentile}"));
-                let samples = self.column(&format!("/series/{name}/samples"));
-                let steps = column.iter().zip(samples).enumerate().skip(1);
-                steps
-                    .filter(|(at, _)| (*at as f64 + 1.0) * step_s <= end_s + 1e-6)
-                    .filter(|(_, (_, samples))| samples.is_some_and(|count| count > 0.0))
-                    .filter_map(|(_, (value, _))| *value)
-                    .collect()
-            }
-            Source::PerSecond(name) => self.samples(end_s, |run| run.column(&sample(name))),
-            Source::CpuPerMessage(name) => self.samples(end_s, |run| {
-                let cpu = run.column(&sample(name));
-                let per_s = run.column(&sample("delivered_per_s"));
-                let pairs = cpu.into_iter().zip(per_s);
-                pairs
-                    .map(|(cpu, per_s)| Some(cpu? * 1e6 / per_s.filter(|per_s| *per_s > 0.0)?))
-                    .collect()
-            }),
-        }
-    }
-
-    fn samples(&self, end_s: f64, column: impl Fn(&Self) -> Vec<Option<f64>>) -> Vec<f64> {
-        let times = self.column(&sample("at_s"));
-        let times = times.into_iter().map(|at| at.unwrap_or(f64::NEG_INFINITY));
-        // A sample is about the time before it, and comes some milliseconds late.
-        times
-            .zip(column(self))
-            .filter(|(at_s, _)| *at_s >= 1.5 && *at_s <= end_s + 0.5)
-            .filter_map(|(_, value)| value)
-            .collect()
-    }
-}
-
-fn sample(name: &str) -> String {
-    format!("/series/samples/{name}")
-}
-
-/// Where the values of a figure by the second are.
-#[derive(Clone, Copy, Debug)]
-enum Source {
-    None,
-    Times(&'static str, &'static str),
-    PerSecond(&'static str),
-    CpuPerMessage(&'static str),
-}
-
-#[derive(Clone, Copy, Debug)]
-struct Metric {
-    name: &'static str,
-    pointer: &'static str,
-    source: Source,
-    /// Higher is worse, and may be judged by `--worse-than`.
-    is_judged: bool,
-}
-
-const fn metric(name: &'static str, pointer: &'static str, source: Source) -> Metric {
-    Metric {
-        name,
-        pointer,
-        source,
-        is_judged: false,
-    }
-}
-
-const fn judged(name: &'static str, pointer: &'static str, source: Source) -> Metric {
-    Metric {
-        is_judged: true,
-        ..metric(name, pointer, source)
-    }
-}
-
-const METRICS: [Metric; 17] = [
-    metric(
-        "delivered/s",
-        "/rate_per_s",
-        Source::PerSecond("delivered_per_s"),
-    ),
-    metric(
-        "latency p50, us",
-        "/latency_us/p50",
-        Source::Times("latency_us", "p50"),
-    ),
-    judged(
-        "latency p99, us",
-        "/latency_us/p99",
-        Source::Times("latency_us", "p99"),
-    ),
-    metric("latency p99.9, us", "/latency_us/p999", Source::None),
-    metric(
-        "latency max, us",
-        "/latency_us/max",
-        Source::Times("latency_us", "max"),
-    ),
-    metric(
-        "service p50, us",
-        "/service_us/p50",
-        Source::Times("service_us", "p50"),
-    ),
-    metric(
-        "service p99, us",
-        "/service_us/p99",
-        Source::Times("service_us", "p99"),
-    ),
-    metric(
-        "to SENT p50, us",
-        "/sent_latency_us/p50",
-        Source::Times("sent_latency_us", "p50"),
-    ),
-    metric(
-        "to SENT p99, us",
-        "/sent_latency_us/p99",
-        Source::Times("sent_latency_us", "p99"),
-    ),
-    metric(
-        "schedule slip p99",
-        "/slip_us/p99",
-        Source::Times("slip_us", "p99"),
-    ),
-    judged(
-        "server CPU, us/msg",
-        "/server/cpu_us_per_message",
-        Source::CpuPerMessage("server_cpu"),
-    ),
-    // It grows as the run goes on: its seconds are no samples of anything.
-    metric("server memory, B", "/server/rss_bytes", Source::None),
-    metric(
-        "B per connection",
-        "/server/rss_bytes_per_connection",
-        Source::None,
-    ),
-    metric(
-        "own CPU, us/msg",
-        "/generator/cpu_us_per_message",
-        Source::CpuPerMessage("generator_cpu"),
-    ),
-    metric("lost", "/lost", Source::None),
-    metric("reconnects", "/reconnects", Source::None),
-    metric("connections", "/connections", Source::None),
-];
 
 /// What is known about a difference.
 #[derive(Clone, Copy, Debug, PartialEq)]

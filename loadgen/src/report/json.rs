@@ -23,7 +23,8 @@ const CURVE_TICKS: u32 = 5;
 pub(crate) struct Server {
     pub pid: u32,
     pub name: String,
-    pub cpu_us_per_message: f64,
+    /// None where there was no message.
+    pub cpu_us_per_message: Option<f64>,
     /// From the first connection until the first message, all were up by then.
     pub cpu_us_per_login: f64,
     pub rss_bytes: u64,
@@ -35,7 +36,7 @@ pub(crate) struct Server {
 pub(crate) struct Generator {
     pub version: &'static str,
     pub workers: usize,
-    pub cpu_us_per_message: f64,
+    pub cpu_us_per_message: Option<f64>,
     pub busy: f64,
 }
 
@@ -47,6 +48,24 @@ pub(crate) struct Settings {
     pub drain_s: f64,
     pub body_bytes: usize,
     pub partners: u32,
+}
+
+/// What CPU time is divided by.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub(crate) enum CpuPer {
+    Delivered,
+    /// Nothing was delivered.
+    Sent,
+}
+
+impl CpuPer {
+    pub(super) const fn words(self) -> &'static str {
+        match self {
+            Self::Delivered => "per message",
+            Self::Sent => "per message sent",
+        }
+    }
 }
 
 /// The JSON file. Keys are only ever added.
@@ -75,6 +94,7 @@ pub(crate) struct Report {
     pub receipts_missing: u64,
     pub not_queued: u64,
     pub withheld: u64,
+    pub unsent: u64,
     pub repeated: u64,
     pub overtaken: u64,
     pub foreign: u64,
@@ -85,6 +105,8 @@ pub(crate) struct Report {
     pub protocol_faults: u64,
     pub closes: BTreeMap<String, u64>,
     pub rate_per_s: f64,
+    /// Which messages `cpu_us_per_message` is about.
+    pub cpu_per: CpuPer,
     pub latency_us: Percentiles,
     pub sent_latency_us: Percentiles,
     pub slip_us: Percentiles,
@@ -118,10 +140,10 @@ impl Report {
         let (verdict, reasons) = judge(measured);
         let observed = &measured.observed;
         let plan_spins = measured.plan.spins();
-        let warnings = observed
+        let doubts = observed
             .environment
-            .doubts(measured.counts.sent, plan_spins)
-            .warnings;
+            .doubts(measured.counts.sent, plan_spins);
+        let warnings = [measured.warnings.clone(), doubts.warnings].concat();
         let Measured {
             plan,
             counts,
@@ -129,7 +151,12 @@ impl Report {
             ..
         } = measured;
         let delivered = counts.delivered as f64;
-        let per_message = |us: u64| round(us as f64 / delivered.max(1.0), 100.0);
+        let (cpu_per, messages) = match counts.delivered {
+            0 => (CpuPer::Sent, counts.sent),
+            delivered => (CpuPer::Delivered, delivered),
+        };
+        let per_message =
+            |us: u64| (messages > 0).then(|| round(us as f64 / messages as f64, 100.0));
         let server = measured.server.as_ref().map(|server| {
             let cpu_us = server.end.cpu_us.saturating_sub(server.connected.cpu_us);
             let connected = server.connected;
@@ -177,6 +204,7 @@ impl Report {
             receipts_missing: counts.receipts_missing,
             not_queued: measured.not_queued,
             withheld: measured.withheld,
+            unsent: measured.unsent,
             repeated: counts.repeated,
             overtaken: counts.overtaken,
             foreign: counts.foreign,
@@ -187,6 +215,7 @@ impl Report {
             protocol_faults: transport.protocol_faults,
             closes: named(&transport.closes, close_name),
             rate_per_s: round(delivered * 1e6 / measured.window_us.max(1) as f64, 10.0),
+            cpu_per,
             latency_us: Percentiles::of(&measured.latency_us),
             sent_latency_us: Percentiles::of(&measured.sent_latency_us),
             slip_us: Percentiles::of(&measured.slip_us),
@@ -201,7 +230,7 @@ impl Report {
             machine: measured.machine.clone(),
             warnings,
             version: env!("CARGO_PKG_VERSION"),
-            not_promised: not_promised(measured.promises),
+            not_promised: not_promised(measured.promises, plan.unverified),
             workload: plan.clone(),
             service_us: (!measured.service_us.is_empty())
                 .then(|| Percentiles::of(&measured.service_us)),
@@ -243,8 +272,9 @@ impl Curve {
     }
 }
 
-fn not_promised(promises: Promises) -> Vec<&'static str> {
+fn not_promised(promises: Promises, unverified: bool) -> Vec<&'static str> {
     [
+        ("lost", !unverified),
         ("accepted", promises.answers),
         ("receipts_missing", promises.receipts),
         ("misnumbered", promises.places),
@@ -348,15 +378,42 @@ mod tests {
         });
         let report = Report::new(&measured);
         let server = report.server.as_ref().expect("given");
-        assert_eq!(server.cpu_us_per_message, 10.0);
+        assert_eq!(server.cpu_us_per_message, Some(10.0));
         assert_eq!(server.cpu_us_per_login, 5.0);
         assert_eq!(server.rss_bytes_per_connection, 400.0);
-        assert_eq!(report.generator.cpu_us_per_message, 3.0);
+        assert_eq!(report.generator.cpu_us_per_message, Some(3.0));
+        assert_eq!(report.cpu_per, CpuPer::Delivered);
         assert_eq!(report.rate_per_s, 2_000.0);
         let table = report.table();
         for part in ["delivered                    100", "10 us of CPU", "PASS"] {
             assert!(table.contains(part), "{part} in\n{table}");
         }
+    }
+
+    #[test]
+    fn where_nothing_was_delivered_figures_are_per_message_sent() {
+        let mut measured = good();
+        measured.counts.delivered = 0;
+        let report = Report::new(&measured);
+        assert_eq!(report.cpu_per, CpuPer::Sent);
+        assert_eq!(report.generator.cpu_us_per_message, Some(3.0));
+        let table = report.table();
+        assert!(table.contains("3 us of CPU per message sent"), "{table}");
+        measured.counts.sent = 0;
+        let report = Report::new(&measured);
+        assert_eq!(report.generator.cpu_us_per_message, None);
+    }
+
+    #[test]
+    fn a_run_that_expects_nothing_says_so() {
+        let mut measured = good();
+        measured.plan.unverified = true;
+        measured.counts.delivered = 0;
+        let report = Report::new(&measured);
+        assert_eq!(report.verdict, Verdict::Pass);
+        assert_eq!(report.not_promised, ["lost"]);
+        let table = report.table();
+        assert!(table.contains("deliveries were not checked"), "{table}");
     }
 
     #[test]

@@ -53,6 +53,7 @@ pub(crate) struct Measured {
     pub slip_max_us: u64,
     pub not_queued: u64,
     pub withheld: u64,
+    pub unsent: u64,
     /// What some plans measure besides.
     pub figures: Figures,
     /// From the first message's time to the last arrival, at least the plan's duration.
@@ -67,6 +68,8 @@ pub(crate) struct Measured {
     pub promises: Promises,
     /// Why the figures prove nothing, from outside of them.
     pub doubts: Vec<String>,
+    /// What is to be known when the figures are read, from outside of them.
+    pub warnings: Vec<String>,
     /// The workers elsewhere, if there were any.
     pub hosts: Vec<Host>,
     /// By the second, and of the machine.
@@ -99,6 +102,7 @@ impl Measured {
             slip_max_us: args.slip_max.as_micros() as u64,
             not_queued: 0,
             withheld: 0,
+            unsent: 0,
             figures: Figures::new(),
             window_us: plan.duration.as_micros() as u64,
             generator_cpu_us: 0,
@@ -107,6 +111,7 @@ impl Measured {
             server,
             promises: promises_to(plan),
             doubts: Vec::new(),
+            warnings: Vec::new(),
             hosts: Vec::new(),
             observed: Observed::default(),
         }
@@ -155,6 +160,15 @@ pub(crate) fn named(counts: &BTreeMap<u16, u64>, name: fn(u16) -> String) -> BTr
     counts
         .iter()
         .map(|(code, count)| (name(*code), *count))
+        .collect()
+}
+
+/// What somebody else said, for a terminal: on one line, and not too long.
+pub(crate) fn printable(text: &str) -> String {
+    const CHARACTERS_MAX: usize = 200;
+    let plain = text.chars().take(CHARACTERS_MAX);
+    plain
+        .map(|c| if c.is_control() { '\u{fffd}' } else { c })
         .collect()
 }
 
@@ -207,6 +221,7 @@ pub(crate) mod tests {
             slip_max_us: 10_000,
             not_queued: 0,
             withheld: 0,
+            unsent: 0,
             figures: Figures::new(),
             window_us: 50_000,
             generator_cpu_us: 300,
@@ -214,9 +229,18 @@ pub(crate) mod tests {
             workers: 1,
             server: None,
             doubts: Vec::new(),
+            warnings: Vec::new(),
             hosts: Vec::new(),
             observed: Observed::default(),
         }
+    }
+
+    #[test]
+    fn what_a_stranger_says_does_not_command_the_terminal() {
+        let said = printable(&format!("no\u{1b}[2J\r\n{}", "é".repeat(500)));
+        assert!(said.starts_with("no\u{fffd}[2J\u{fffd}\u{fffd}é"), "{said}");
+        assert_eq!(said.chars().count(), 200);
+        assert_eq!(printable("not signed by our key"), "not signed by our key");
     }
 
     #[test]

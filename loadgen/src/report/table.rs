@@ -34,6 +34,11 @@ impl Report {
         self.write_times(out)?;
         self.write_costs(out)?;
         writeln!(out, "\n{}", self.verdict)?;
+        if self.workload.unverified {
+            let sentence = "deliveries were not checked (--unverified): this is about the tester, \
+                            not about the target";
+            write_sentence(out, "  ", sentence)?;
+        }
         for reason in &self.reasons {
             write_sentence(out, "  ", reason)?;
         }
@@ -45,8 +50,12 @@ impl Report {
 
     fn write_counts(&self, out: &mut String) -> fmt::Result {
         for (name, count) in self.counts() {
-            if name == "accepted" && self.not_promised.contains(&"accepted") {
-                writeln!(out, "{name:<18}{:>14}", "not promised")?;
+            let instead = match name {
+                "accepted" => "not promised",
+                _ => "not checked",
+            };
+            if self.not_promised.contains(&name) {
+                writeln!(out, "{name:<18}{instead:>14}")?;
                 continue;
             }
             writeln!(out, "{name:<18}{:>14}", grouped(count))?;
@@ -92,17 +101,19 @@ impl Report {
         if let Some(server) = &self.server {
             writeln!(
                 out,
-                "server     {} ({}): {} us of CPU per message, {:.1} MB",
+                "server     {} ({}): {} us of CPU {}, {:.1} MB",
                 server.name,
                 server.pid,
-                server.cpu_us_per_message,
+                figure(server.cpu_us_per_message),
+                self.cpu_per.words(),
                 server.rss_bytes as f64 / 1e6
             )?;
         }
         writeln!(
             out,
-            "generator  {} us of CPU per message, {} worker(s), busiest {:.0} % busy",
-            self.generator.cpu_us_per_message,
+            "generator  {} us of CPU {}, {} worker(s), busiest {:.0} % busy",
+            figure(self.generator.cpu_us_per_message),
+            self.cpu_per.words(),
             self.generator.workers,
             self.generator.busy * 100.0
         )?;
@@ -146,6 +157,7 @@ impl Report {
             ("receipts missing", self.receipts_missing),
             ("not queued", self.not_queued),
             ("withheld", self.withheld),
+            ("never sent", self.unsent),
             ("accepted before", self.accepted_before),
             ("repeated", self.repeated),
             ("overtaken", self.overtaken),
@@ -172,6 +184,11 @@ impl Report {
         let common = common.into_iter().chain(service);
         common.chain(self.figures.times()).collect()
     }
+}
+
+/// A figure, if there is one.
+pub(super) fn figure(value: Option<f64>) -> String {
+    value.map_or_else(|| "-".to_owned(), |value| value.to_string())
 }
 
 /// Broken between words, so that no line is longer than 80 columns; what follows is indented.

@@ -46,6 +46,8 @@ struct Log {
 /// Accepts everything, and delivers it so long after; time passes only in turns.
 struct Script {
     now_us: u64,
+    /// What a turn takes at least.
+    turn_us: u64,
     delay_us: u64,
     /// Takes no more than so many messages of all together.
     room: usize,
@@ -85,8 +87,9 @@ impl Fleet for Script {
         self.log.borrow_mut().waits_us.push(wait_us);
         let first = self.under_way.iter().map(|message| message.0);
         let first_us = first.chain(self.back.iter().map(|back| back.0)).min();
-        let until_us = self.now_us + wait_us.max(1);
-        self.now_us = first_us.map_or(until_us, |at_us| at_us.clamp(self.now_us + 1, until_us));
+        let (soonest_us, until_us) = (self.now_us + self.turn_us, self.now_us + wait_us);
+        let until_us = until_us.max(soonest_us);
+        self.now_us = first_us.map_or(until_us, |at_us| at_us.clamp(soonest_us, until_us));
         let now = self.time();
         let due = |at_us: u64| at_us <= now.mono_us;
         let back: Vec<_> = self.back.extract_if(.., |back| due(back.0)).collect();
@@ -176,6 +179,16 @@ fn plan(name: &str, change: impl FnOnce(&mut Plan)) -> Plan {
 
 /// The plan on ten users whose messages take so long.
 fn carry_out(plan: &Plan, promises: Promises, delay_us: u64, room: usize) -> (Outcome, Log) {
+    carry_out_in_turns_of(1, plan, promises, delay_us, room)
+}
+
+fn carry_out_in_turns_of(
+    turn_us: u64,
+    plan: &Plan,
+    promises: Promises,
+    delay_us: u64,
+    room: usize,
+) -> (Outcome, Log) {
     let clock = Clock::start();
     let assignment = Assignment {
         plan,
@@ -196,6 +209,7 @@ fn carry_out(plan: &Plan, promises: Promises, delay_us: u64, room: usize) -> (Ou
     let log = Rc::new(RefCell::new(Log::default()));
     let mut script = Script {
         now_us: 0,
+        turn_us,
         delay_us,
         room,
         promises,
@@ -223,6 +237,17 @@ fn sends(log: &Log) -> Vec<(u64, u64, u32)> {
             _ => None,
         })
         .collect()
+}
+
+/// A tenth of a second for 64 messages, of a million that are due within one.
+#[test]
+fn a_worker_that_is_far_behind_gives_up_and_says_how_much_is_unsent() {
+    let plan = plan("relay", |plan| plan.rate_per_s = 1e6);
+    let (outcome, _) = carry_out_in_turns_of(100_000, &plan, ANSWERS, 1_000, usize::MAX);
+    let sent = outcome.findings.counts.sent;
+    assert!((6_400..=7_200).contains(&sent), "{sent}");
+    assert_eq!(sent + outcome.unsent, 1_000_000);
+    assert_eq!((outcome.withheld, outcome.not_queued), (0, 0));
 }
 
 #[test]

@@ -121,7 +121,8 @@ impl<'a> Watch<'a> {
                     *self.transport.closes.entry(code).or_default() += 1;
                 }
                 if for_good {
-                    self.control.obstruct(turned_away(CloseCode(code), detail));
+                    self.control
+                        .obstruct(turned_away(CloseCode(code), detail, by_peer));
                 }
             }
             Happened::ConnectFailed(error) => {

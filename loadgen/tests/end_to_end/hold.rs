@@ -1,7 +1,9 @@
 //! The plan `hold` against the fake gateway: all phases in a few seconds, with few connections.
 
-use super::{Setup, fails_with};
-use crate::fake_gateway::{FakeGateway, Fault};
+use crate::support::{
+    Setup, fails_with,
+    fake_gateway::{FakeGateway, Fault},
+};
 use serde_json::Value;
 
 const CONNECTIONS: u64 = 60;
@@ -20,10 +22,8 @@ fn hold(fault: Fault, sending: &str) -> (i32, Value) {
         "hold --connections {CONNECTIONS} --active {ACTIVE} --ramp 100 --settle 1s --slip-max 1m \
          {sending}"
     );
-    let output = setup.run(&gateway.address.to_string(), &flags);
-    let text = String::from_utf8_lossy(&output.stderr);
-    assert!(setup.json_file().exists(), "no result: {text}");
-    (output.status.code().expect("not killed"), setup.result())
+    let (output, result) = setup.measure(&gateway.address.to_string(), &flags);
+    (output.status.code().expect("not killed"), result)
 }
 
 #[track_caller]

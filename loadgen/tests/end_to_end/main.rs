@@ -4,147 +4,42 @@
 //! All runs use pairs (`relay`) and send each user 20 messages, of which the gateway treats 5
 //! wrongly: so every count is known beforehand.
 
-mod fake_gateway;
 mod hold;
+mod hostile;
 mod plans;
 mod reports;
+#[path = "../support/mod.rs"]
+#[allow(dead_code, reason = "each test program uses a part of it")]
+mod support;
 
-use fake_gateway::{FakeGateway, Fault};
-use portico_client::mint::SigningKey;
 use serde_json::Value;
-use std::{
-    fs,
-    net::TcpListener,
-    os::unix::fs::PermissionsExt,
-    path::PathBuf,
-    process::{Command, Output, Stdio},
-    thread,
-    time::Duration,
+use std::{fs, net::TcpListener, process::Stdio, thread, time::Duration};
+use support::{
+    CHOSEN, MESSAGES, Setup, USERS, fails_with,
+    fake_gateway::{FakeGateway, Fault},
+    pairs, program,
 };
-use tempfile::TempDir;
-
-const USERS: u64 = 20;
-const MESSAGES: u64 = 400;
-/// 5 of each user's 20.
-const CHOSEN: u64 = 100;
-
-struct Setup {
-    directory: TempDir,
-}
-
-impl Setup {
-    fn new() -> Self {
-        let directory = TempDir::new().expect("a temporary directory");
-        let setup = Self { directory };
-        let key = setup.key_file();
-        fs::write(&key, SigningKey::generate_pem().expect("a key")).expect("written");
-        let private = fs::Permissions::from_mode(0o600);
-        fs::set_permissions(&key, private).expect("own file");
-        setup
-    }
-
-    fn key_file(&self) -> PathBuf {
-        self.directory.path().join("auth-key.pem")
-    }
-
-    fn json_file(&self) -> PathBuf {
-        self.directory.path().join("result.json")
-    }
-
-    fn run(&self, target: &str, flags: &str) -> Output {
-        Command::new(env!("CARGO_BIN_EXE_portico-loadgen"))
-            .args(flags.split_whitespace())
-            .args(["--target", target])
-            .arg("--data")
-            .arg(self.directory.path())
-            .arg("--json")
-            .arg(self.json_file())
-            .output()
-            .expect("the program starts")
-    }
-
-    /// The same, in a process that may open so many files.
-    fn run_limited(&self, target: &str, flags: &str, files: u64) -> Output {
-        Command::new("sh")
-            .arg("-c")
-            .arg(format!("ulimit -n {files} && exec \"$0\" \"$@\""))
-            .arg(env!("CARGO_BIN_EXE_portico-loadgen"))
-            .args(flags.split_whitespace())
-            .args(["--target", target])
-            .arg("--data")
-            .arg(self.directory.path())
-            .arg("--json")
-            .arg(self.json_file())
-            .output()
-            .expect("the program starts")
-    }
-
-    fn result(&self) -> Value {
-        let json = fs::read(self.json_file()).expect("a result was written");
-        serde_json::from_slice(&json).expect("valid JSON")
-    }
-}
 
 /// The exit code and the result of the standard run against a gateway with a fault.
 fn measure(fault: Fault, more_flags: &str) -> (i32, Value) {
     let gateway = FakeGateway::start(fault);
     let setup = Setup::new();
-    // These runs test the verifier, not the machine they run on.
-    let flags = format!("relay --connections {USERS} --slip-max 1m {more_flags}");
-    let flags = match more_flags.contains("--rate") {
-        true => flags,
-        false => format!("{flags} --rate 200 --duration 2s"),
-    };
-    let output = setup.run(&gateway.address.to_string(), &flags);
-    let code = output.status.code().expect("it was not killed");
-    assert!(
-        setup.json_file().exists(),
-        "no result: {}",
-        String::from_utf8_lossy(&output.stderr)
-    );
-    (code, setup.result())
+    let target = gateway.address.to_string();
+    let (output, result) = setup.measure(&target, &pairs(more_flags));
+    (output.status.code().expect("it was not killed"), result)
 }
 
-const COUNTS: [&str; 14] = [
-    "sent",
-    "accepted",
-    "delivered",
-    "lost",
-    "duplicated",
-    "reordered",
-    "misrouted",
-    "corrupt",
-    "misnumbered",
-    "unanswered",
-    "receipts_missing",
-    "not_queued",
-    "repeated",
-    "foreign",
-];
-
 /// All counts are those of a perfect run, except the ones named.
+#[track_caller]
 fn check(fault: Fault, more_flags: &str, verdict: &str, different: &[(&str, u64)]) -> Value {
     let (code, result) = measure(fault, more_flags);
-    for name in COUNTS {
-        let perfect = match name {
-            "sent" | "accepted" | "delivered" => MESSAGES,
-            _ => 0,
-        };
-        let named = different.iter().find(|(other, _)| *other == name);
-        let expected = named.map_or(perfect, |(_, count)| *count);
-        assert_eq!(result[name], expected, "{fault:?}, {name}: {result:#}");
-    }
-    assert_eq!(result["verdict"], verdict, "{fault:?}: {result:#}");
+    support::check(&result, verdict, different);
     let expected_code = match verdict {
         "pass" => 0,
         "fail" => 1,
         _ => 2,
     };
     assert_eq!(code, expected_code);
-    assert_eq!(
-        verdict == "pass",
-        result["reasons"] == Value::Array(Vec::new())
-    );
     result
 }
 
@@ -363,15 +258,6 @@ fn a_stall_is_charged_to_every_message_that_was_due_in_it() {
     assert!(latency["p50"].as_u64() < Some(400_000), "{result:#}");
 }
 
-#[track_caller]
-fn fails_with(output: &Output, parts: &[&str]) {
-    let text = String::from_utf8_lossy(&output.stderr);
-    assert_eq!(output.status.code(), Some(2), "{text}");
-    for part in parts {
-        assert!(text.contains(part), "`{part}` in: {text}");
-    }
-}
-
 #[test]
 fn a_gateway_that_is_not_there_is_named() {
     let listener = TcpListener::bind("127.0.0.1:0").expect("a free port");
@@ -448,7 +334,7 @@ fn twenty_thousand_messages_a_second_take_a_fraction_of_a_core() {
 fn resident_bytes(connections: u64) -> u64 {
     let gateway = FakeGateway::start(Fault::None);
     let setup = Setup::new();
-    let mut child = Command::new(env!("CARGO_BIN_EXE_portico-loadgen"))
+    let mut child = program()
         .args(["relay", "--rate", "1", "--duration", "4s", "--drain", "0s"])
         .args(["--connections", &connections.to_string()])
         .args(["--target", &gateway.address.to_string()])

@@ -1,20 +1,20 @@
 //! Each plan against the fake gateway, with and without a fault that it has to notice; then ways to
 //! name a plan.
 
-use super::{FakeGateway, Fault, Setup, fails_with};
+use crate::support::{
+    Setup, alone, fails_with,
+    fake_gateway::{FakeGateway, Fault},
+};
 use serde_json::Value;
-use std::{fs, process::Output};
+use std::fs;
 
 /// The exit code and the result of a plan. These runs test the plans, not the machine they run on.
 fn measure(fault: Fault, flags: &str) -> (i32, Value) {
     let gateway = FakeGateway::start(fault);
     let setup = Setup::new();
     let flags = format!("{flags} --slip-max 1m");
-    let output = setup.run(&gateway.address.to_string(), &flags);
-    let code = output.status.code().expect("it was not killed");
-    let text = String::from_utf8_lossy(&output.stderr);
-    assert!(setup.json_file().exists(), "no result: {text}");
-    (code, setup.result())
+    let (output, result) = setup.measure(&gateway.address.to_string(), &flags);
+    (output.status.code().expect("it was not killed"), result)
 }
 
 #[track_caller]
@@ -227,13 +227,6 @@ fn a_schedule_that_slipped_makes_a_run_invalid_whatever_its_pace() {
     }
 }
 
-fn alone(line: &str) -> Output {
-    std::process::Command::new(env!("CARGO_BIN_EXE_portico-loadgen"))
-        .args(line.split_whitespace())
-        .output()
-        .expect("the program starts")
-}
-
 #[test]
 fn a_printed_plan_is_one_that_can_be_given() {
     let listed = String::from_utf8(alone("plan").stdout).expect("text");
@@ -245,13 +238,13 @@ fn a_printed_plan_is_one_that_can_be_given() {
     let setup = Setup::new();
     for name in names {
         let printed = alone(&format!("plan --print {name}")).stdout;
-        let file = setup.directory.path().join(format!("{name}.toml"));
+        let file = setup.file(&format!("{name}.toml"));
         fs::write(&file, &printed).expect("written");
         let again = alone(&format!("plan --print {}", file.display()));
         assert_eq!(again.stdout, printed, "{name}");
     }
     let gateway = FakeGateway::start(Fault::None);
-    let file = setup.directory.path().join("relay.toml");
+    let file = setup.file("relay.toml");
     let flags = "--connections 10 --rate 100 --duration 1s --slip-max 1m --seed 5";
     let flags = format!("{} {flags}", file.display());
     setup.run(&gateway.address.to_string(), &flags);
@@ -267,7 +260,7 @@ fn a_printed_plan_is_one_that_can_be_given() {
 #[test]
 fn plans_that_cannot_be_carried_out_are_refused_at_once() {
     let setup = Setup::new();
-    let file = setup.directory.path().join("own.toml");
+    let file = setup.file("own.toml");
     fs::write(&file, "name = \"own\"\nconections = 5\n").expect("written");
     let own = file.display().to_string();
     for (line, parts) in [

@@ -1,7 +1,11 @@
 //! What a run leaves behind: the seconds in the JSON file, the interval log, the page; and two runs
 //! side by side.
 
-use super::{FakeGateway, Fault, Setup};
+use crate::support::{
+    Setup,
+    fake_gateway::{FakeGateway, Fault},
+    program,
+};
 use base64::Engine;
 use hdrhistogram::{
     Histogram,
@@ -11,12 +15,7 @@ use hdrhistogram::{
     },
 };
 use serde_json::Value;
-use std::{
-    collections::BTreeMap,
-    fs,
-    path::Path,
-    process::{Command, Output},
-};
+use std::{collections::BTreeMap, fs, path::Path, process::Output};
 
 const MESSAGES: u64 = 600;
 
@@ -37,8 +36,8 @@ fn numbers(value: &Value) -> Vec<f64> {
 #[test]
 fn the_seconds_of_a_run_are_the_whole_run() {
     let setup = Setup::new();
-    let hlog = setup.directory.path().join("run.hlog");
-    let html = setup.directory.path().join("run.html");
+    let hlog = setup.file("run.hlog");
+    let html = setup.file("run.html");
     let files = format!(
         "--hlog {} --html {} --progress",
         hlog.display(),
@@ -163,7 +162,7 @@ fn check_terminal(output: &Output) {
 }
 
 fn compare(arguments: &[&str]) -> (Option<i32>, String) {
-    let output = Command::new(env!("CARGO_BIN_EXE_portico-loadgen"))
+    let output = program()
         .arg("compare")
         .args(arguments)
         .output()
@@ -189,7 +188,7 @@ fn two_runs_are_compared_and_a_slower_one_is_worse() {
     ] {
         assert!(text.contains(part), "{part} in {text}");
     }
-    let page = fast.directory.path().join("compare.html");
+    let page = fast.file("compare.html");
     let page = page.display().to_string();
     let (code, text) = compare(&[a, b, "--worse-than", "100%", "--html", &page]);
     assert_eq!(code, Some(1), "{text}");
@@ -222,7 +221,7 @@ fn what_is_no_result_is_not_compared() {
 #[test]
 fn a_run_without_a_result_leaves_no_files() {
     let setup = Setup::new();
-    let html = setup.directory.path().join("run.html");
+    let html = setup.file("run.html");
     let output = setup.run("127.0.0.1:1", &format!("smoke --html {}", html.display()));
     assert_eq!(output.status.code(), Some(2));
     assert!(!html.exists() && !setup.json_file().exists());

@@ -4,131 +4,33 @@
 mod others;
 mod proxy;
 
-use portico_client::mint::SigningKey;
+#[path = "../support/mod.rs"]
+#[allow(dead_code, reason = "each test program uses a part of it")]
+mod support;
+
 use proxy::{Fault, Proxy};
 use serde_json::Value;
 use std::{
-    fs,
-    io::{BufRead, BufReader, Read, Write},
+    io::{Read, Write},
     net::{SocketAddr, TcpStream},
-    os::unix::fs::PermissionsExt,
-    process::{Child, Command, Output, Stdio},
-    time::{Duration, Instant},
+    process::Output,
+    time::Duration,
 };
-use tempfile::TempDir;
+use support::{CHOSEN, Listening, MESSAGES, Setup, alone, check, pairs, signal, wait_until};
 
-const USERS: u64 = 20;
-const MESSAGES: u64 = 400;
-/// 5 of each user's 20.
-const CHOSEN: u64 = 100;
-
-/// A command that serves, ended by the end of its standard input.
-struct Serving {
-    child: Child,
-    address: SocketAddr,
-}
-
-impl Serving {
-    fn start(line: &str) -> Self {
-        let mut child = Command::new(env!("CARGO_BIN_EXE_portico-loadgen"))
-            .args(line.split_whitespace())
-            .arg("--until-eof")
-            .stdin(Stdio::piped())
-            .stdout(Stdio::piped())
-            .spawn()
-            .expect("the program starts");
-        let mut ready = String::new();
-        let stdout = child.stdout.take().expect("piped");
-        BufReader::new(stdout)
-            .read_line(&mut ready)
-            .expect("a line");
-        let address = ready.trim().strip_prefix("listening on ").expect("ready");
-        Self {
-            address: address.parse().expect("an address"),
-            child,
-        }
-    }
-
-    /// Ends it and says how it ended.
-    fn end(mut self) -> Option<i32> {
-        drop(self.child.stdin.take());
-        self.child.wait().expect("a child").code()
-    }
-}
-
-impl Drop for Serving {
-    fn drop(&mut self) {
-        // Without effect on one that has ended.
-        let _ = self.child.kill();
-        let _ = self.child.wait();
-    }
+/// A floor or a sink; it also ends with its standard input.
+fn serving(line: &str) -> Listening {
+    Listening::start(line.split_whitespace().chain(["--until-eof"]))
 }
 
 fn run(target: SocketAddr, flags: &str) -> (Output, Value) {
-    let folder = TempDir::new().expect("a temporary directory");
-    let key = folder.path().join("auth-key.pem");
-    fs::write(&key, SigningKey::generate_pem().expect("a key")).expect("written");
-    fs::set_permissions(&key, fs::Permissions::from_mode(0o600)).expect("own file");
-    let json = folder.path().join("result.json");
-    let output = Command::new(env!("CARGO_BIN_EXE_portico-loadgen"))
-        .args(flags.split_whitespace())
-        .args(["--target", &target.to_string()])
-        .arg("--data")
-        .arg(folder.path())
-        .arg("--json")
-        .arg(&json)
-        .output()
-        .expect("the program starts");
-    let text = String::from_utf8_lossy(&output.stderr);
-    let json = fs::read(&json).unwrap_or_else(|_| panic!("no result: {text}"));
-    (output, serde_json::from_slice(&json).expect("valid JSON"))
-}
-
-const COUNTS: [&str; 14] = [
-    "sent",
-    "accepted",
-    "delivered",
-    "lost",
-    "duplicated",
-    "reordered",
-    "misrouted",
-    "corrupt",
-    "misnumbered",
-    "unanswered",
-    "receipts_missing",
-    "not_queued",
-    "repeated",
-    "foreign",
-];
-
-/// These runs test the verifier, not the machine they run on, so that being late is no matter.
-fn plan(more: &str) -> String {
-    let sized = format!("relay --connections {USERS} --slip-max 1m {more}");
-    match more.contains("--rate") {
-        true => sized,
-        false => format!("{sized} --rate 200 --duration 2s"),
-    }
-}
-
-/// All counts are those of a perfect run, except the ones named.
-#[track_caller]
-fn check(result: &Value, verdict: &str, different: &[(&str, u64)]) {
-    for name in COUNTS {
-        let perfect = match name {
-            "sent" | "accepted" | "delivered" => MESSAGES,
-            _ => 0,
-        };
-        let named = different.iter().find(|(other, _)| *other == name);
-        let expected = named.map_or(perfect, |(_, count)| *count);
-        assert_eq!(result[name], expected, "{name}: {result:#}");
-    }
-    assert_eq!(result["verdict"], verdict, "{result:#}");
+    Setup::new().measure(&target.to_string(), flags)
 }
 
 fn through_proxy(fault: Fault, more: &str) -> Value {
-    let sink = Serving::start("sink --answer sent");
+    let sink = serving("sink --answer sent");
     let proxy = Proxy::start(sink.address, fault);
-    let (_, result) = run(proxy.address, &plan(more));
+    let (_, result) = run(proxy.address, &pairs(more));
     result
 }
 
@@ -225,8 +127,8 @@ fn a_place_that_comes_twice_is_a_fault_of_the_protocol() {
 
 #[test]
 fn a_known_delay_is_what_is_measured() {
-    let sink = Serving::start("sink --answer sent --delay 20ms");
-    let (output, result) = run(sink.address, &plan(""));
+    let sink = serving("sink --answer sent --delay 20ms");
+    let (output, result) = run(sink.address, &pairs(""));
     check(&result, "pass", &[]);
     assert_eq!(output.status.code(), Some(0));
     for latency in ["latency_us", "sent_latency_us", "service_us"] {
@@ -243,8 +145,8 @@ fn a_known_delay_is_what_is_measured() {
 /// closed loop would have seen 20 slow ones: one per sender.
 #[test]
 fn a_stall_is_charged_to_every_message_that_was_due_in_it() {
-    let sink = Serving::start("sink --answer sent --stall 300ms --stall-after 1s");
-    let (_, result) = run(sink.address, &plan("--rate 1000 --duration 3s"));
+    let sink = serving("sink --answer sent --stall 300ms --stall-after 1s");
+    let (_, result) = run(sink.address, &pairs("--rate 1000 --duration 3s"));
     let latency = &result["latency_us"];
     assert_eq!(result["delivered"], 3_000, "{result:#}");
     let value = |name: &str| latency[name].as_f64().expect("a number");
@@ -258,37 +160,64 @@ fn a_stall_is_charged_to_every_message_that_was_due_in_it() {
 
 #[test]
 fn a_sink_that_answers_nothing_leaves_everything_unanswered() {
-    let sink = Serving::start("sink");
-    let (_, result) = run(sink.address, &plan("--drain 1s"));
+    let sink = serving("sink");
+    let (_, result) = run(sink.address, &pairs("--drain 1s"));
     let silent = [("accepted", 0), ("delivered", 0), ("unanswered", MESSAGES)];
     check(&result, "fail", &silent);
+}
+
+/// What the tester can send: nothing arrives, and nothing is missed.
+#[test]
+fn a_sink_measures_the_tester_itself() {
+    let sink = serving("sink --answer none");
+    let flags = "--acks minimal --burst 10 --unverified";
+    let (output, result) = run(sink.address, &pairs(flags));
+    check(&result, "pass", &[("delivered", 0)]);
+    assert_eq!(output.status.code(), Some(0));
+    let unchecked = ["lost", "accepted", "receipts_missing", "misnumbered"];
+    assert_eq!(result["not_promised"], serde_json::json!(unchecked));
+    assert_eq!(result["cpu_per"], "sent");
+    assert!(result["server"]["cpu_us_per_message"].as_f64() > Some(0.0));
+    assert_eq!(result["slip_us"]["samples"], MESSAGES);
+    let table = String::from_utf8_lossy(&output.stdout);
+    for part in ["deliveries were not checked", "CPU per message sent"] {
+        assert!(table.contains(part), "{part} in {table}");
+    }
+    // Without the flag that is a failure, which says what to do.
+    let (output, result) = run(sink.address, &pairs("--acks minimal --drain 1s"));
+    assert_eq!(output.status.code(), Some(1));
+    assert_eq!(result["lost"], MESSAGES);
+    let reasons = result["reasons"].to_string();
+    assert!(
+        reasons.contains("400 sent but never delivered"),
+        "{reasons}"
+    );
+    assert!(reasons.contains("--unverified"), "{reasons}");
 }
 
 #[test]
 fn servers_end_with_their_standard_input() {
     for line in ["floor", "sink"] {
-        let serving = Serving::start(line);
-        TcpStream::connect(serving.address).expect("it listens");
-        assert_eq!(serving.end(), Some(0), "{line}");
+        let mut server = serving(line);
+        TcpStream::connect(server.address).expect("it listens");
+        drop(server.child.stdin.take());
+        let status = server.child.wait().expect("a child");
+        assert_eq!(status.code(), Some(0), "{line}");
     }
 }
 
 #[test]
 fn servers_end_when_told_to() {
-    let mut serving = Serving::start("floor");
-    let pid = serving.child.id().to_string();
-    let told = Command::new("kill").args(["-TERM", &pid]).status();
-    assert!(told.expect("kill").success());
-    let begun = Instant::now();
-    while serving.child.try_wait().expect("a child").is_none() {
-        assert!(begun.elapsed() < Duration::from_secs(20), "it goes on");
-        std::thread::sleep(Duration::from_millis(10));
-    }
+    let mut server = serving("floor");
+    signal(&server.child, "TERM");
+    wait_until("it ends", || {
+        server.child.try_wait().expect("a child").is_some()
+    });
 }
 
 #[test]
 fn the_floor_copies_bytes() {
-    let floor = Serving::start("floor --cpu 0");
+    let floor = serving("floor --cpu 0");
     let join = |role: u8| {
         let mut stream = TcpStream::connect(floor.address).expect("it listens");
         stream
@@ -311,12 +240,9 @@ fn the_floor_copies_bytes() {
 
 #[test]
 fn an_address_that_is_taken_is_named() {
-    let sink = Serving::start("sink");
+    let sink = serving("sink");
     let address = sink.address.to_string();
-    let output = Command::new(env!("CARGO_BIN_EXE_portico-loadgen"))
-        .args(["floor", "--listen", &address])
-        .output()
-        .expect("the program starts");
+    let output = alone(&format!("floor --listen {address}"));
     assert_eq!(output.status.code(), Some(2));
     let text = String::from_utf8_lossy(&output.stderr);
     assert!(

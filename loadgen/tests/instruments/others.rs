@@ -1,7 +1,8 @@
 //! Plans against the floor, and against other systems where they are installed: everything arrives,
 //! and what a system does not promise is not missed.
 
-use super::{Serving, run};
+use super::{run, serving};
+use crate::support::alone;
 use serde_json::Value;
 use std::{
     fs,
@@ -109,7 +110,7 @@ fn every_plan_passes(protocol: &str, target: SocketAddr) {
 
 #[test]
 fn the_floor_passes_on_everything() {
-    let floor = Serving::start("floor");
+    let floor = serving("floor");
     every_plan_passes("relay", floor.address);
 }
 
@@ -152,10 +153,7 @@ fn redis_passes_on_everything() {
 /// instead of reported as losses.
 #[test]
 fn plans_that_need_a_store_are_refused() {
-    let output = Command::new(env!("CARGO_BIN_EXE_portico-loadgen"))
-        .args(["storm", "--protocol", "redis", "--target", "127.0.0.1:1"])
-        .output()
-        .expect("the program starts");
+    let output = alone("storm --protocol redis --target 127.0.0.1:1");
     assert_eq!(output.status.code(), Some(2));
     let text = String::from_utf8_lossy(&output.stderr);
     assert!(text.contains("users who are away"), "{text}");

@@ -10,6 +10,7 @@ pub(super) use escape::escaped;
 use super::{
     Percentiles, Report, grouped, round,
     seconds::{Rates, Times},
+    table::figure,
     to_json,
 };
 use axis::{Axis, Unit};
@@ -193,14 +194,14 @@ fn write_costs(out: &mut String, report: &Report) -> fmt::Result {
         let bytes = Unit::Bytes.text(server.rss_bytes as f64);
         rows.push(vec!["server".to_owned(), name]);
         rows.push(vec![
-            "server CPU per message".to_owned(),
-            format!("{} us", server.cpu_us_per_message),
+            format!("server CPU {}", report.cpu_per.words()),
+            format!("{} us", figure(server.cpu_us_per_message)),
         ]);
         rows.push(vec!["server memory".to_owned(), bytes]);
     }
     rows.push(vec![
-        "generator CPU per message".to_owned(),
-        format!("{} us", own.cpu_us_per_message),
+        format!("generator CPU {}", report.cpu_per.words()),
+        format!("{} us", figure(own.cpu_us_per_message)),
     ]);
     rows.push(vec!["busiest worker".to_owned(), percent(own.busy)]);
     rows.push(vec!["workers".to_owned(), own.workers.to_string()]);

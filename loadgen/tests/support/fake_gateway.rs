@@ -54,6 +54,8 @@ pub(crate) enum Fault {
     Overload,
     /// Refused for good: FORBIDDEN.
     Forbid,
+    /// The same, but for every message to a user after so many: a capacity that no clock decides.
+    Quota(u64),
     /// The connection of the sender breaks after the message was stored, before it is answered;
     /// every tenth time, because back-off takes its time.
     Disconnect,
@@ -82,6 +84,7 @@ const HANG_UP_AFTER: Duration = Duration::from_secs(2);
 #[derive(Debug)]
 pub(crate) struct FakeGateway {
     pub(crate) address: SocketAddr,
+    world: Arc<World>,
 }
 
 impl FakeGateway {
@@ -95,9 +98,10 @@ impl FakeGateway {
             messages: AtomicU64::new(0),
             gate: RwLock::new(()),
         });
+        let served = Arc::clone(&world);
         thread::spawn(move || {
             for stream in listener.incoming().flatten() {
-                let world = Arc::clone(&world);
+                let world = Arc::clone(&served);
                 let connection = move || {
                     // An end of the stream, expected or not, ends the connection and nothing else.
                     let _ = Connection::new(&world, stream).and_then(Connection::serve);
@@ -108,10 +112,16 @@ impl FakeGateway {
                     .expect("a thread");
             }
         });
-        Self { address }
+        Self { address, world }
+    }
+
+    /// That came so far.
+    pub(crate) fn messages(&self) -> u64 {
+        self.world.messages.load(Ordering::Relaxed)
     }
 }
 
+#[derive(Debug)]
 struct World {
     fault: Fault,
     users: RwLock<HashMap<UserId, Arc<Mutex<User>>>>,
@@ -121,7 +131,7 @@ struct World {
     gate: RwLock<()>,
 }
 
-#[derive(Default)]
+#[derive(Debug, Default)]
 struct User {
     stream: Option<TcpStream>,
     /// Not yet acknowledged.
@@ -140,6 +150,7 @@ struct User {
     logins: u64,
 }
 
+#[derive(Debug)]
 struct Entry {
     route: RouteHeader,
     frame: Vec<u8>,
@@ -362,9 +373,10 @@ impl<'a> Connection<'a> {
     fn send(&mut self, frame: Frame<'_>) -> Result<(), Ended> {
         let asked = frame.route().ok_or(Ended)?;
         let fault = self.world.fault;
+        let before = self.world.messages.fetch_add(1, Ordering::Relaxed);
         match fault {
             Fault::DelayMs(ms) => thread::sleep(Duration::from_millis(ms)),
-            Fault::StallMs(ms) if self.world.messages.fetch_add(1, Ordering::Relaxed) == 100 => {
+            Fault::StallMs(ms) if before == 100 => {
                 let _closed = self.world.gate.write().expect("no panic");
                 thread::sleep(Duration::from_millis(ms));
             }
@@ -389,8 +401,13 @@ impl<'a> Connection<'a> {
         let mut recipient = recipient.lock().expect("no panic");
         let every = if fault == Fault::Disconnect { 10 } else { 4 };
         let chosen = recipient.received % every == 1;
+        let refused = match fault {
+            Fault::Overload | Fault::Forbid => chosen,
+            Fault::Quota(messages) => recipient.received >= messages,
+            _ => false,
+        };
         recipient.received += 1;
-        if chosen && matches!(fault, Fault::Overload | Fault::Forbid) {
+        if refused {
             drop(recipient);
             let error = ErrorReply {
                 code: match fault {
