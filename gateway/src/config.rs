@@ -48,6 +48,8 @@ pub(crate) enum BackendKind {
 
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Session {
+    /// 0: the kernel's own.
+    pub(crate) user_timeout_ms: u32,
     pub(crate) heartbeat_s: u16,
     pub(crate) heartbeat_min_s: u16,
     pub(crate) heartbeat_max_s: u16,
@@ -132,6 +134,7 @@ impl Default for Settings {
                 node: String::new(),
             },
             session: Session {
+                user_timeout_ms: gateway.user_timeout_ms,
                 heartbeat_s: gateway.heartbeat_s,
                 heartbeat_min_s: gateway.heartbeat_min_s,
                 heartbeat_max_s: gateway.heartbeat_max_s,

@@ -62,6 +62,9 @@ pub struct GatewayOptions {
     /// Goes into WELCOME, for support.
     pub node: String,
     pub limits: Limits,
+    /// A connection whose peer confirms nothing of what is sent to it for so long is ended by the
+    /// kernel. 0: when the kernel gives up by itself.
+    pub user_timeout_ms: u32,
     /// The heartbeat assumed of clients, and the range they may ask for.
     pub heartbeat_s: u16,
     pub heartbeat_min_s: u16,
@@ -84,6 +87,7 @@ impl Default for GatewayOptions {
             cpus: Vec::new(),
             node: String::new(),
             limits: Limits::default(),
+            user_timeout_ms: 45_000,
             heartbeat_s: limits::HEARTBEAT_DEFAULT_S,
             heartbeat_min_s: limits::HEARTBEAT_MIN_S,
             heartbeat_max_s: limits::HEARTBEAT_MAX_S,
@@ -182,7 +186,7 @@ impl Gateway {
             shards => shards,
         };
         let seq_floor = ceiling(&messages)?;
-        let listeners = listeners(options.listen, shards)?;
+        let listeners = listeners(options.listen, options.user_timeout_ms, shards)?;
         let address = match listeners.first().map(TcpListener::local_addr) {
             Some(Ok(address)) => address,
             Some(Err(error)) => return Err(cannot_listen(options.listen, error)),
@@ -385,7 +389,11 @@ fn ceiling(messages: &Arc<dyn Backend<Messages>>) -> Result<u64, StartError> {
 }
 
 /// One per shard, on one port.
-fn listeners(address: SocketAddr, shards: usize) -> Result<Vec<TcpListener>, StartError> {
+fn listeners(
+    address: SocketAddr,
+    user_timeout_ms: u32,
+    shards: usize,
+) -> Result<Vec<TcpListener>, StartError> {
     // SO_REUSEPORT would let a second gateway of the same user join in: ask without it first.
     if address.port() != 0 {
         drop(TcpListener::bind(address).map_err(|error| cannot_listen(address, error))?);
@@ -393,7 +401,8 @@ fn listeners(address: SocketAddr, shards: usize) -> Result<Vec<TcpListener>, Sta
     let mut listeners = Vec::with_capacity(shards);
     let mut address = address;
     for _ in 0..shards {
-        let listener = listen(address).map_err(|error| cannot_listen(address, error))?;
+        let listener =
+            listen(address, user_timeout_ms).map_err(|error| cannot_listen(address, error))?;
         address = listener
             .local_addr()
             .map_err(|error| cannot_listen(address, error))?;

@@ -58,12 +58,12 @@ pub(crate) fn report(
     Ok((text, enough))
 }
 
-/// What the queues and tables of one shard can hold together, those of its connections aside.
-pub(crate) fn shard_queue_bytes_max(settings: &Settings) -> u64 {
-    let absent = settings.limits.absent_max;
-    bytes(settings.limits.store_bytes_max)
-        .saturating_add(bytes(settings.shard.unread_bytes_max))
-        .saturating_add(bytes(absent.saturating_mul(footprint::ABSENT_BYTES)))
+/// What the queues and tables of one of so many shards can hold together.
+pub(crate) fn shard_queue_bytes_max(settings: &Settings, shards: u16) -> u64 {
+    let unread_bytes_max = settings.shard.unread_bytes_max;
+    let parts = footprint::of_queues(&settings.limits, unread_bytes_max, shards);
+    let add = |sum: u64, part: &footprint::Part| sum.saturating_add(part.bytes);
+    parts.iter().fold(0, add)
 }
 
 /// What the store's cache and queues can hold. It counts reads and writes apart.
@@ -143,7 +143,7 @@ impl<'a> Sizing<'a> {
 
     /// Everything but connections, with every queue full.
     fn fixed_bytes(&self, shards: u16) -> u64 {
-        let queues = u64::from(shards).saturating_mul(shard_queue_bytes_max(self.settings));
+        let queues = u64::from(shards).saturating_mul(shard_queue_bytes_max(self.settings, shards));
         (u64::from(shards) * sum(&self.shard_parts(shards)))
             .saturating_add(self.threads(shards) * sum(&footprint::of_thread()))
             .saturating_add(queues)

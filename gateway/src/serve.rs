@@ -106,6 +106,7 @@ fn options(config: &Config, machine: &Machine) -> GatewayOptions {
         cpus: machine.cpus.iter().map(|cpu| usize::from(*cpu)).collect(),
         node: node(&config.server.node),
         limits: config.limits.clone(),
+        user_timeout_ms: config.session.user_timeout_ms,
         heartbeat_s: config.session.heartbeat_s,
         heartbeat_min_s: config.session.heartbeat_min_s,
         heartbeat_max_s: config.session.heartbeat_max_s,

@@ -42,6 +42,8 @@ pub(crate) enum Source {
     Live,
     /// Entries wait in the store until the client has taken what it has.
     Behind,
+    /// As many pages are being read as may be; its own has a place in line.
+    Waiting,
     /// A page is being read.
     Reading,
     /// A page could not be read; the next attempt has its time.
@@ -69,10 +71,16 @@ pub(crate) struct Traffic {
     pub(crate) sending: u32,
     /// Second in which the kernel last took bytes, or the queue stopped being empty.
     pub(crate) progress_s: u32,
+    /// Bytes at the start of `out` that end a frame which the client has begun to get; and the same
+    /// of what the driver has.
+    pub(crate) begun: u32,
+    pub(crate) begun_sending: u32,
+    /// It takes nothing: what it had queued was asked back, and nothing is pushed.
+    pub(crate) stalled: bool,
 }
 
 impl Traffic {
-    fn pending_bytes(&self) -> usize {
+    pub(crate) fn pending_bytes(&self) -> usize {
         self.out.len() + self.sending as usize
     }
 
@@ -184,6 +192,11 @@ impl Conn {
         self.traffic
             .as_ref()
             .map_or(0, |traffic| traffic.pending_bytes())
+    }
+
+    /// Its socket has taken nothing for a while.
+    pub(crate) fn is_stalled(&self) -> bool {
+        self.traffic.as_ref().is_some_and(|traffic| traffic.stalled)
     }
 
     /// Second in which the kernel last took bytes, or the queue stopped being empty.

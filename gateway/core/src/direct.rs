@@ -641,7 +641,6 @@ impl Shard {
     /// Shows an ephemeral message to whoever is there and has room. Not to who is behind: a flood
     /// of these would take the room that each page of messages needs.
     pub(crate) fn on_ephemeral(&mut self, draft: &Draft, cx: &mut Turn<'_>) {
-        let soft = self.config.limits.outbox_bytes_soft;
         let route = RouteHeader {
             msg_id: draft.msg_id,
             conv: draft.sender.0,
@@ -659,7 +658,7 @@ impl Shard {
             if sender || hidden {
                 continue;
             }
-            if conn.source != Source::Live || conn.pending_bytes() >= soft {
+            if conn.source != Source::Live || !self.has_room(conn) {
                 self.counters.bump(Counter::EphemeralDropped);
                 continue;
             }

@@ -28,6 +28,9 @@ pub enum Effect {
         to: ShardId,
         session: Session,
     },
+    /// The connection takes nothing: end its send in flight, and give what is left of the buffer to
+    /// [`crate::Shard::take_back`]. A driver that cannot may ignore this, and keeps the buffer.
+    Recall(ConnId),
     /// Reading was paused ([`crate::Shard::wants_input`] was false) and goes on, first with the
     /// bytes that were left unread.
     Resume(ConnId),

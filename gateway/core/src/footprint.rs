@@ -5,7 +5,22 @@
 //! Count what a connection holds only while it has something to do: bytes to send, messages that are
 //! not acknowledged, a login.
 
-use crate::{absent::Known, conn::Conn, timer};
+use crate::{
+    Limits,
+    absent::Known,
+    conn::{Conn, ConnId},
+    direct::Outgoing,
+    lane::Pending,
+    login::Session,
+    pool,
+    shard::{InStore, PAGES_MIN, STUCK_ONE_IN, share},
+    store::{Item, Marks},
+    timer,
+};
+use portico_wire::{
+    ids::{ConvId, UserId},
+    limits::{FRAME_BYTES_BEFORE_WELCOME_MAX, FRAME_BYTES_TO_CLIENT_MAX},
+};
 
 /// The slot of a connection.
 pub const SLOT_BYTES: usize = size_of::<Conn>();
@@ -19,6 +34,52 @@ const USER_BYTES: usize = size_of::<u32>() + 1;
 /// The table grows when more than so many of eight places are taken.
 const USERS_OF_EIGHT: usize = 7;
 
+/// What stands in the lists of the core for a message on its way, beside its body: the attempt and its
+/// deadline, the place in the lane, the request to the store and what waits in the driver with it.
+const MESSAGE_BYTES: usize = size_of::<Outgoing>()
+    + size_of::<Pending>()
+    + size_of::<InStore>()
+    + 2 * size_of::<(u64, u64)>()
+    + STORE_REQUEST_BYTES;
+/// A request on its way to the adapter.
+const STORE_REQUEST_BYTES: usize = 320;
+/// A watermark in the three tables in which it stands, and who waits for it.
+const MARK_BYTES: usize = 3 * size_of::<(ConvId, UserId, Marks)>() + size_of::<(ConnId, u32)>();
+
+/// The most that each queue of one of so many shards can hold, those of the driver aside.
+#[must_use]
+pub fn of_queues(limits: &Limits, shards: u16) -> [(&'static str, usize); 8] {
+    let pages = share(limits.pages_max, shards).max(PAGES_MIN);
+    // The last entry of a page may be of any size.
+    let page_bytes = limits.page_bytes_max as usize
+        + FRAME_BYTES_TO_CLIENT_MAX
+        + limits.page_entries_max as usize * size_of::<Item>();
+    let sign_in_bytes = FRAME_BYTES_BEFORE_WELCOME_MAX + 2 * size_of::<Session>();
+    let product = usize::saturating_mul;
+    [
+        ("bodies of messages without a fate", limits.store_bytes_max),
+        (
+            "settled ones behind them",
+            limits.store_bytes_max / STUCK_ONE_IN,
+        ),
+        (
+            "lists of messages",
+            product(limits.store_requests_max, MESSAGE_BYTES),
+        ),
+        ("sign-ins", product(limits.sign_ins_max, sign_in_bytes)),
+        (
+            "devices that are away",
+            product(limits.absent_max, ABSENT_BYTES),
+        ),
+        ("watermarks", product(limits.unsaved_max, MARK_BYTES)),
+        ("pages", product(pages, page_bytes)),
+        (
+            "queued for clients, and kept for reuse",
+            share(limits.outboxes_bytes_max, shards).saturating_add(pool::kept_bytes_max(shards)),
+        ),
+    ]
+}
+
 /// The table that finds the connections of so many users.
 #[must_use]
 pub const fn user_table_bytes(users: usize) -> usize {
@@ -29,6 +90,24 @@ pub const fn user_table_bytes(users: usize) -> usize {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn what_shards_have_together_they_share_and_each_has_the_rest() {
+        let sum = |shards| -> usize {
+            let parts = of_queues(&Limits::default(), shards);
+            parts.iter().map(|(_, bytes)| bytes).sum()
+        };
+        assert!(sum(53) < sum(2) && sum(2) < sum(1));
+        assert!(
+            of_queues(&Limits::default(), 1)
+                .iter()
+                .all(|part| part.1 > 0)
+        );
+        let mut wide = Limits::default();
+        wide.store_bytes_max = usize::MAX;
+        wide.unsaved_max = usize::MAX;
+        assert_eq!(of_queues(&wide, 1)[5].1, usize::MAX, "no overflow");
+    }
 
     #[test]
     fn the_table_of_users_doubles_when_seven_of_eight_places_are_taken() {

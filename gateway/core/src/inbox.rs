@@ -36,14 +36,14 @@ impl Shard {
 
     fn show(&mut self, index: u32, pending: &Pending, cx: &mut Turn<'_>) {
         let id = self.id_of(index);
-        let soft = self.config.limits.outbox_bytes_soft;
+        let roomy = self.has_room(&self.conns[index as usize]);
         let conn = &mut self.conns[index as usize];
         conn.head = pending.seq;
         if conn.phase != Phase::Open || conn.source != Source::Live {
             // It reads from the store, and will find this there.
             return;
         }
-        let room = conn.credit() > 0 && conn.pending_bytes() < soft;
+        let room = conn.credit() > 0 && roomy;
         match &pending.entry {
             Some(entry) if is_own(entry, conn.user, conn.device) => conn.sent = pending.seq,
             Some(entry) if room => {
@@ -99,31 +99,58 @@ impl Shard {
     pub(crate) fn pull(&mut self, id: ConnId, cx: &mut Turn<'_>) {
         let limits = &self.config.limits;
         let (entries_max, bytes_max) = (limits.page_entries_max, limits.page_bytes_max);
-        let soft = limits.outbox_bytes_soft;
         let visible = self.lane.visible();
         let floor = self.floor_seq(cx);
-        let Some(conn) = self.conn_mut(id) else {
+        let Some(conn) = self.conn(id) else {
             return;
         };
         let credit = conn.credit();
-        let full = credit == 0 || conn.pending_bytes() >= soft;
+        let full = credit == 0 || !self.has_room(conn);
         if conn.phase != Phase::Open || conn.source != Source::Behind || full {
             return;
         }
+        let busy = self.pages >= self.pages_max;
+        let conn = &mut self.conns[id.index as usize];
+        if busy {
+            conn.source = Source::Waiting;
+            return self.page_line.push_back(id);
+        }
         conn.source = Source::Reading;
+        let sent = conn.sent;
         let cmd = StoreCmd::Replay {
             user: conn.user,
-            after: conn.sent.max(floor),
+            after: sent.max(floor),
             limit: entries_max.min(u32::try_from(credit).unwrap_or(u32::MAX)),
             bytes_max,
         };
-        self.submit(Purpose::Page { conn: id, visible }, cmd, cx);
+        self.pages += 1;
+        let purpose = Purpose::Page {
+            conn: id,
+            visible,
+            sent,
+        };
+        self.submit(purpose, cmd, cx);
+    }
+
+    /// A page has been answered: the next of those that wait for theirs.
+    pub(crate) fn pull_next(&mut self, cx: &mut Turn<'_>) {
+        while self.pages < self.pages_max {
+            let Some(id) = self.page_line.pop_front() else {
+                return;
+            };
+            if let Some(conn) = self.conn_mut(id)
+                && conn.source == Source::Waiting
+            {
+                conn.source = Source::Behind;
+                self.pull(id, cx);
+            }
+        }
     }
 
     pub(crate) fn on_page(
         &mut self,
         id: ConnId,
-        visible: Seq,
+        (visible, sent): (Seq, Seq),
         items: Vec<Item>,
         more: bool,
         cx: &mut Turn<'_>,
@@ -132,7 +159,6 @@ impl Shard {
             // It does not get on: asking again at once would go round for ever.
             return self.on_no_page(id, cx);
         }
-        let soft = self.config.limits.outbox_bytes_soft;
         let unsettled = self.lane.unsettled().unwrap_or(Seq(u64::MAX));
         let Some(conn) = self.conn_mut(id) else {
             return;
@@ -141,11 +167,17 @@ impl Shard {
             return;
         }
         conn.source = Source::Behind;
+        if conn.sent < sent {
+            // What lies before this page was taken back meanwhile.
+            return self.pull(id, cx);
+        }
         let mut complete = !more;
         for Item { seq, entry } in &items {
-            let Some(conn) = self.conn_mut(id) else {
+            let Some(conn) = self.conn(id) else {
                 return;
             };
+            let room = conn.credit() > 0 && self.has_room(conn);
+            let conn = &mut self.conns[id.index as usize];
             if *seq <= conn.sent {
                 continue;
             }
@@ -163,7 +195,7 @@ impl Shard {
                 self.note_delivered(user, entry, cx);
             } else if is_over(entry, cx.now.wall_us) {
                 conn.sent = *seq;
-            } else if conn.credit() == 0 || conn.pending_bytes() >= soft {
+            } else if !room {
                 complete = false;
                 break;
             } else {

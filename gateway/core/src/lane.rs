@@ -24,6 +24,10 @@ impl Pending {
     pub(crate) fn is_durable(&self) -> bool {
         self.state == State::Durable
     }
+
+    fn body_bytes(&self) -> usize {
+        self.entry.as_ref().map_or(0, |entry| entry.body.len())
+    }
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -38,6 +42,8 @@ enum State {
 #[derive(Debug)]
 pub(crate) struct Lane {
     queue: VecDeque<Pending>,
+    /// Bodies of settled entries, which wait for one in front of them.
+    stuck_bytes: usize,
     /// Place of the front.
     first: u64,
     visible: Seq,
@@ -54,6 +60,7 @@ impl Lane {
     pub(crate) const fn new(visible: Seq) -> Self {
         Self {
             queue: VecDeque::new(),
+            stuck_bytes: 0,
             first: 0,
             visible,
         }
@@ -69,9 +76,15 @@ impl Lane {
         self.queue.front().map(|pending| pending.seq)
     }
 
-    #[cfg(feature = "testing")]
+    /// References that are not settled, or wait behind one that is not.
     pub(crate) fn len(&self) -> usize {
         self.queue.len()
+    }
+
+    /// The memory of what is settled and waits: nobody counts it as in flight any more. None in the
+    /// long run where the store answers in order.
+    pub(crate) const fn stuck_bytes(&self) -> usize {
+        self.stuck_bytes
     }
 
     /// Takes a place; `seq` must be greater than all before.
@@ -90,6 +103,9 @@ impl Lane {
     pub(crate) fn settle(&mut self, place: u64, durable: bool) {
         let index = place.wrapping_sub(self.first) as usize;
         if let Some(pending) = self.queue.get_mut(index) {
+            if pending.state == State::Waiting {
+                self.stuck_bytes += pending.body_bytes();
+            }
             pending.state = if durable { State::Durable } else { State::Gone };
         }
     }
@@ -102,6 +118,7 @@ impl Lane {
         }
         let pending = self.queue.pop_front()?;
         self.first += 1;
+        self.stuck_bytes -= pending.body_bytes();
         self.visible = pending.seq;
         Some(pending)
     }

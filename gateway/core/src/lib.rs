@@ -50,6 +50,7 @@ mod pool;
 mod receipt;
 mod seq;
 mod shard;
+mod stall;
 pub mod store;
 mod timer;
 mod users;
@@ -59,6 +60,7 @@ mod watermark;
 pub mod testing;
 
 pub use conn::ConnId;
+pub use direct::Draft;
 pub use effects::{Effect, Effects};
 pub use error::AuthError;
 pub use feed::feed;

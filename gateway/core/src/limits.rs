@@ -13,7 +13,11 @@ pub struct Limits {
     pub outbox_bytes_soft: usize,
     /// Past this much the connection is closed as a slow consumer.
     pub outbox_bytes_max: usize,
-    /// A connection whose queue is past the soft bound and takes nothing for this long is closed.
+    /// Queued for all connections of the gateway, an even part of it in each shard. Past it each
+    /// connection has room for one frame, and one that lets answers pile up is closed sooner.
+    pub outboxes_bytes_max: usize,
+    /// A connection that takes nothing for two seconds has its queue taken back; after this long it
+    /// is closed.
     pub stalled_ms: u32,
     /// Requests of a connection that may be unanswered; more are refused as rate limited.
     pub requests_max: u32,
@@ -22,6 +26,8 @@ pub struct Limits {
     /// Entries and bytes of one page of a replay.
     pub page_entries_max: u32,
     pub page_bytes_max: u32,
+    /// Pages that are being read, all shards together; further connections wait for their turn.
+    pub pages_max: usize,
     /// Storage requests in flight: past it the shard asks for no more input ([`crate::Shard::is_congested`]).
     pub store_requests_soft: usize,
     pub store_bytes_soft: usize,
@@ -58,11 +64,13 @@ impl Default for Limits {
             frame_bytes_max: limits::FRAME_BYTES_DEFAULT_MAX,
             outbox_bytes_soft: 64 << 10,
             outbox_bytes_max: 256 << 10,
+            outboxes_bytes_max: 256 << 20,
             stalled_ms: 30_000,
             requests_max: limits::RECEIVE_MAX_DEFAULT,
             receive_max: limits::RECEIVE_MAX_CEILING,
             page_entries_max: 128,
             page_bytes_max: 48 << 10,
+            pages_max: 256,
             store_requests_soft: 8_192,
             store_bytes_soft: 16 << 20,
             store_requests_max: 16_384,
@@ -91,6 +99,8 @@ impl Limits {
             receive_max: 8,
             page_entries_max: 2,
             page_bytes_max: 512,
+            pages_max: 4,
+            outboxes_bytes_max: 16 << 10,
             store_requests_soft: 8,
             store_bytes_soft: 4 << 10,
             store_requests_max: 16,

@@ -23,3 +23,18 @@ pub enum ShardMessage {
     /// To the home of `to`: somebody has reached a point in a conversation.
     Receipt { to: UserId, receipt: Receipt },
 }
+
+impl ShardMessage {
+    /// Of what it points to, a body aside.
+    pub const BOXED_BYTES: usize = size_of::<DirectSend>();
+
+    /// What it holds beside its own size, which is small: a body.
+    #[must_use]
+    pub fn body_bytes(&self) -> usize {
+        match self {
+            Self::Direct(send) => send.draft.body.len(),
+            Self::Ephemeral(draft) => draft.body.len(),
+            Self::DirectDone { .. } | Self::Receipt { .. } => 0,
+        }
+    }
+}

@@ -56,6 +56,8 @@ counters! {
     ReceiptsOut, "portico_receipts_sent_total", "", "Receipt frames written to a device.";
     ReceiptsDropped, "portico_receipts_dropped_total", "", "Receipt frames dropped because a reader was behind; the next one makes up for it.";
     FellBehind, "portico_readers_behind_total", "", "Times a connection went from push to pull.";
+    Stalled, "portico_readers_stalled_total", "", "Times a reader took nothing for so long that what was queued for it was taken back.";
+    Recalled, "portico_messages_recalled_total", "", "Messages taken back from the queue of such a reader, to be read from the store when it reads on.";
     UnknownOps, "portico_frames_ignored_total", "reason=\"unknown_op\"", "Frames without effect.";
     UnsupportedOps, "portico_frames_ignored_total", "reason=\"unsupported\"", "Frames without effect.";
     UnanswerableSends, "portico_frames_ignored_total", "reason=\"refused_without_request\"", "Frames without effect.";
@@ -134,11 +136,14 @@ pub struct Gauges {
     pub messages_in_flight: u64,
     pub gates: u64,
     pub unsaved: u64,
+    pub outbox_bytes: u64,
+    pub pages: u64,
+    pub pages_waiting: u64,
 }
 
 impl Gauges {
     /// How many there are.
-    pub const COUNT: usize = 8;
+    pub const COUNT: usize = 11;
 
     /// Name, help and value of each.
     #[must_use]
@@ -171,6 +176,17 @@ impl Gauges {
                 "portico_unsaved",
                 "Cursors and watermarks waiting to be written.",
                 self.unsaved,
+            ),
+            (
+                "portico_outbox_bytes",
+                "Bytes queued for clients.",
+                self.outbox_bytes,
+            ),
+            ("portico_pages", "Pages of inboxes being read.", self.pages),
+            (
+                "portico_pages_waiting",
+                "Connections that wait for their turn to read one.",
+                self.pages_waiting,
             ),
         ]
     }

@@ -1,7 +1,7 @@
 //! What goes out to clients: the queue of a connection and its bounds.
 
 use crate::{
-    conn::{ConnId, Phase, Source},
+    conn::{Conn, ConnId, Phase, Source},
     effects::Effect,
     error::Refusal,
     metrics::Counter,
@@ -10,6 +10,7 @@ use crate::{
 use portico_wire::{
     CloseCode, Frame,
     encode::{self, Encoder},
+    limits::FRAME_BYTES_TO_CLIENT_MAX,
     message::{Close, ErrorReply},
 };
 use std::mem;
@@ -17,6 +18,9 @@ use std::mem;
 /// What may be queued for a connection that has not logged in: answers to a few early questions.
 /// Anyone can open thousands of those.
 const OUTBOX_BYTES_BEFORE_WELCOME_MAX: usize = 8 << 10;
+/// And for one that has, while the queues of the shard are full together: the largest frame, and
+/// answers beside it.
+const OUTBOX_BYTES_WHEN_FULL_MAX: usize = FRAME_BYTES_TO_CLIENT_MAX + (8 << 10);
 
 impl Shard {
     /// The bytes that wait for this connection, for one send. The driver reports them with
@@ -32,6 +36,7 @@ impl Shard {
         let out = mem::take(&mut traffic.out);
         // Bounded by `outbox_bytes_max`.
         traffic.sending += out.len() as u32;
+        traffic.note_taken();
         out
     }
 
@@ -49,8 +54,8 @@ impl Shard {
         put: impl FnOnce(&mut Vec<u8>, &mut Encoder),
     ) {
         let now_s = cx.now.mono_s();
-        let soft = self.config.limits.outbox_bytes_soft;
-        let max = self.config.limits.outbox_bytes_max;
+        let watched = self.recall_bytes_min();
+        let max = self.outbox_bytes_max();
         let Some(conn) = self.conns.get_mut(id.index as usize) else {
             return;
         };
@@ -70,7 +75,8 @@ impl Shard {
             cx.fx.list.push(Effect::Output(id));
         }
         let pending = conn.pending_bytes();
-        let crossed = before < soft && pending >= soft && conn.phase == Phase::Open;
+        self.outbox_bytes += pending - before;
+        let crossed = before < watched && pending >= watched && conn.phase == Phase::Open;
         let max = if conn.is_logged_in() {
             max
         } else {
@@ -87,20 +93,47 @@ impl Shard {
     pub(crate) fn on_written(&mut self, id: ConnId, bytes: usize, cx: &mut Turn<'_>) {
         self.counters.add(Counter::BytesOut, bytes as u64);
         let now_s = cx.now.mono_s();
-        let soft = self.config.limits.outbox_bytes_soft;
         let Some(conn) = self.conn_mut(id) else {
             return;
         };
+        let mut taken = 0;
         if let Some(traffic) = &mut conn.traffic {
-            traffic.sending = traffic.sending.saturating_sub(bytes as u32);
+            taken = traffic.sending.min(bytes as u32);
+            traffic.sending -= taken;
             if bytes > 0 {
                 traffic.progress_s = now_s;
+                traffic.stalled = false;
             }
         }
-        if conn.source == Source::Behind && conn.pending_bytes() < soft {
+        let behind = conn.source == Source::Behind;
+        self.outbox_bytes -= taken as usize;
+        if behind {
             self.pull(id, cx);
         }
         self.rest(id);
+    }
+
+    /// May more be pushed to this connection? What does not fit waits in the store, or is dropped
+    /// if it is not there. Where the queues of the shard are full together, each has room for one
+    /// frame at a time.
+    pub(crate) fn has_room(&self, conn: &Conn) -> bool {
+        let pending = conn.pending_bytes();
+        let within = if self.outbox_bytes < self.outboxes_bytes_max {
+            self.config.limits.outbox_bytes_soft
+        } else {
+            1
+        };
+        pending < within && !conn.is_stalled()
+    }
+
+    /// What may be queued for a connection before it is closed.
+    fn outbox_bytes_max(&self) -> usize {
+        let max = self.config.limits.outbox_bytes_max;
+        if self.outbox_bytes < self.outboxes_bytes_max {
+            max
+        } else {
+            max.min(OUTBOX_BYTES_WHEN_FULL_MAX)
+        }
     }
 
     /// Gives back what the connection borrowed, if nothing is on its way any more.
@@ -126,10 +159,12 @@ impl Shard {
             return;
         }
         self.counters.bump(closed_counter(close.code));
+        let begun = self.conn(id).and_then(|conn| conn.traffic.as_ref());
+        let begun = begun.map_or(0, |traffic| traffic.begun as usize);
         let mut last = self.vacate(id);
         if close.code == CloseCode::SLOW_CONSUMER {
-            // It would not read the queue either.
-            last.clear();
+            // It would not read the queue either, but for the frame that it has part of.
+            last.truncate(begun);
         }
         if last.capacity() == 0 {
             last = self.pool.take_buffer();

@@ -6,7 +6,7 @@
 
 use crate::{
     conn::Traffic,
-    shard::{Shard, Turn},
+    shard::{Shard, Turn, share},
 };
 use rustc_hash::FxHashMap;
 use std::{collections::VecDeque, hash::Hash, mem};
@@ -87,11 +87,19 @@ pub(crate) struct Pool {
     traffic: Stock<Box<Traffic>>,
 }
 
+/// Of buffers and of windows together, in one shard of so many.
+pub(crate) fn kept_bytes_max(shards: u16) -> usize {
+    2 * stock_bytes_max(shards)
+}
+
+fn stock_bytes_max(shards: u16) -> usize {
+    share(KEPT_BYTES_MAX, shards).max(KEPT_BYTES_MIN)
+}
+
 impl Pool {
     /// For one shard of so many.
     pub(crate) fn new(shards: u16) -> Self {
-        let bytes_max = KEPT_BYTES_MAX / usize::from(shards.max(1));
-        let bytes_max = bytes_max.max(KEPT_BYTES_MIN);
+        let bytes_max = stock_bytes_max(shards);
         Self {
             buffers: Stock::new(bytes_max),
             traffic: Stock::new(bytes_max),
@@ -116,8 +124,12 @@ impl Pool {
     pub(crate) fn put_traffic(&mut self, mut traffic: Box<Traffic>) {
         self.put_buffer(mem::take(&mut traffic.out));
         if traffic.window.capacity() <= WINDOW_FRAMES_MAX {
-            traffic.window.clear();
-            traffic.sending = 0;
+            let mut window = mem::take(&mut traffic.window);
+            window.clear();
+            *traffic = Traffic {
+                window,
+                ..Traffic::default()
+            };
             self.traffic.put(traffic);
         }
     }
@@ -195,6 +207,7 @@ impl Shard {
         self.gates.give_back();
         self.send_deadlines.give_back();
         self.page_retries.give_back();
+        self.page_line.give_back();
         self.local.give_back();
         self.in_store.give_back();
         self.outgoing.give_back();

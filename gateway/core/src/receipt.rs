@@ -103,13 +103,12 @@ impl Shard {
     /// Writes a receipt to the connections of `to` that care and have room. A lost one is made
     /// good by the next, or by RECEIPTS_GET.
     pub(crate) fn push_receipt(&mut self, to: UserId, receipt: &Receipt, cx: &mut Turn<'_>) {
-        let soft = self.config.limits.outbox_bytes_soft;
         for index in self.chain_list(to).iter() {
             let conn = &self.conns[index as usize];
             if conn.state == ClientState::Background || conn.phase != Phase::Open {
                 continue;
             }
-            if conn.pending_bytes() >= soft {
+            if !self.has_room(conn) {
                 self.counters.bump(Counter::ReceiptsDropped);
                 continue;
             }

@@ -20,6 +20,7 @@ use crate::{
     pool::Pool,
     receipt::Query,
     seq::SeqClock,
+    stall::STALLED_S,
     store::{StoreCmd, StoreError, StoreReply, StoreRequest, StoreToken},
     timer::Wheel,
     users::Users,
@@ -38,6 +39,11 @@ use std::collections::VecDeque;
 
 /// Of `Limits::login_reads_max`, each shard has this much at least.
 const LOGIN_READS_MIN: usize = 8;
+/// The part of `Limits::store_bytes_max` that may wait in the lane behind a request that takes long,
+/// with its own answer there.
+pub(crate) const STUCK_ONE_IN: usize = 4;
+/// Of `Limits::pages_max`, each shard has this much at least.
+pub(crate) const PAGES_MIN: usize = 4;
 /// Seconds beyond twice the heartbeat before a silent connection is closed.
 const HEARTBEAT_GRACE_S: u32 = 15;
 
@@ -64,8 +70,13 @@ pub(crate) enum Purpose {
     Find { token: u64 },
     /// The cursor of a device that logs in.
     Cursors { conn: ConnId },
-    /// A page of an inbox; everything up to `visible` was visible to it.
-    Page { conn: ConnId, visible: Seq },
+    /// A page of an inbox; everything up to `visible` was visible to it, and the connection had
+    /// been `sent` what comes before it.
+    Page {
+        conn: ConnId,
+        visible: Seq,
+        sent: Seq,
+    },
     /// One conversation of a RECEIPTS_GET.
     Marks { query: u64, conv: ConvId },
     /// Cursors or watermarks, kept in case they must be written again.
@@ -121,6 +132,13 @@ pub struct Shard {
     pub(crate) gates: FxHashMap<Gate, VecDeque<u64>>,
     /// Connections whose page failed, and when to read again; in order.
     pub(crate) page_retries: VecDeque<(u64, ConnId)>,
+    /// Pages being read, how many may be, and the connections that wait for their turn.
+    pub(crate) pages: usize,
+    pub(crate) pages_max: usize,
+    pub(crate) page_line: VecDeque<ConnId>,
+    /// Queued for all connections, and this shard's share of what may be.
+    pub(crate) outbox_bytes: usize,
+    pub(crate) outboxes_bytes_max: usize,
     /// Questions for watermarks whose answers are being read.
     pub(crate) queries: Tokens<Query>,
     pub(crate) in_store: Tokens<InStore>,
@@ -169,6 +187,11 @@ impl Shard {
             send_deadlines: VecDeque::new(),
             gates: FxHashMap::default(),
             page_retries: VecDeque::new(),
+            pages: 0,
+            pages_max: share(config.limits.pages_max, config.shards).max(PAGES_MIN),
+            page_line: VecDeque::new(),
+            outbox_bytes: 0,
+            outboxes_bytes_max: share(config.limits.outboxes_bytes_max, config.shards),
             queries: Tokens::default(),
             in_store: Tokens::default(),
             store_weight: 0,
@@ -257,7 +280,7 @@ impl Shard {
 
     /// The store has enough to read for those who are in: logins that would add to it are put off.
     pub(crate) fn is_reading_enough(&self) -> bool {
-        let share = self.config.limits.login_reads_max / usize::from(self.config.shards.max(1));
+        let share = share(self.config.limits.login_reads_max, self.config.shards);
         self.inbox_reads >= share.max(LOGIN_READS_MIN)
     }
 
@@ -266,6 +289,8 @@ impl Shard {
         let limits = &self.config.limits;
         self.in_store.len() >= limits.store_requests_max
             || self.store_weight >= limits.store_bytes_max
+            || self.lane.len() >= limits.store_requests_max
+            || self.lane.stuck_bytes() >= limits.store_bytes_max / STUCK_ONE_IN
     }
 
     /// The same for messages, which may wait for another shard's store or for a search.
@@ -319,6 +344,9 @@ impl Shard {
             messages_in_flight: self.outgoing.len() as u64,
             gates: self.gates.len() as u64,
             unsaved: self.unsaved.len() as u64,
+            outbox_bytes: self.outbox_bytes as u64,
+            pages: self.pages as u64,
+            pages_waiting: self.page_line.len() as u64,
         }
     }
 
@@ -384,6 +412,7 @@ impl Shard {
         let Some(mut traffic) = conn.traffic else {
             return Vec::new();
         };
+        self.outbox_bytes -= traffic.pending_bytes();
         let out = std::mem::take(&mut traffic.out);
         self.pool.put_traffic(traffic);
         out
@@ -576,6 +605,10 @@ impl Shard {
                 let detail = "nothing was read for too long";
                 self.close(id, CloseCode::SLOW_CONSUMER, detail, cx);
             }
+            Phase::Open if self.is_stalling(conn, now_s) => {
+                self.recall(id, cx);
+                self.arm_idle(index);
+            }
             Phase::Open => self.arm_idle(index),
         }
     }
@@ -584,8 +617,11 @@ impl Shard {
     pub(crate) fn arm_idle(&mut self, index: u32) {
         let conn = &self.conns[index as usize];
         let mut deadline_s = idle_deadline_s(conn);
-        if conn.pending_bytes() >= self.config.limits.outbox_bytes_soft {
-            deadline_s = deadline_s.min(conn.progress_s() + self.config.limits.stalled_ms / 1_000);
+        let stalled_s = self.config.limits.stalled_ms / 1_000;
+        if conn.is_stalled() {
+            deadline_s = deadline_s.min(conn.progress_s() + stalled_s);
+        } else if conn.pending_bytes() >= self.recall_bytes_min() {
+            deadline_s = deadline_s.min(conn.progress_s() + stalled_s.min(STALLED_S));
         }
         self.wheel.set(index, deadline_s);
     }
@@ -640,12 +676,20 @@ impl Shard {
                 Ok(StoreReply::Cursors(cursors)) => self.on_cursors(conn, &cursors, cx),
                 Ok(_) | Err(_) => self.on_no_cursors(conn, cx),
             },
-            Purpose::Page { conn, visible } => match result {
-                Ok(StoreReply::Page { items, more }) => {
-                    self.on_page(conn, visible, items, more, cx);
+            Purpose::Page {
+                conn,
+                visible,
+                sent,
+            } => {
+                self.pages -= 1;
+                match result {
+                    Ok(StoreReply::Page { items, more }) => {
+                        self.on_page(conn, (visible, sent), items, more, cx);
+                    }
+                    Ok(_) | Err(_) => self.on_no_page(conn, cx),
                 }
-                Ok(_) | Err(_) => self.on_no_page(conn, cx),
-            },
+                self.pull_next(cx);
+            }
             Purpose::Marks { query, conv } => {
                 let marks = match result {
                     Ok(StoreReply::Marks(marks)) => Ok(marks),
@@ -679,6 +723,11 @@ impl Shard {
             ShardMessage::Receipt { to, receipt } => self.push_receipt(to, &receipt, cx),
         }
     }
+}
+
+/// What each of so many shards has of a bound that they have together.
+pub(crate) fn share(all: usize, shards: u16) -> usize {
+    all / usize::from(shards.max(1))
 }
 
 /// When a connection that stays silent is closed.

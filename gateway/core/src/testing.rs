@@ -74,6 +74,8 @@ struct Socket {
     moving: bool,
     dirty: bool,
     in_flight: Vec<u8>,
+    /// What the kernel has and the client has not read.
+    kernel: Vec<u8>,
     last: Option<Vec<u8>>,
 }
 
@@ -250,7 +252,8 @@ impl World {
             if self.can_read(at) {
                 events.push(Event::Read(at));
             }
-            let some = !socket.in_flight.is_empty() || socket.last.is_some();
+            let some =
+                !socket.in_flight.is_empty() || !socket.kernel.is_empty() || socket.last.is_some();
             if (socket.dirty && socket.in_flight.is_empty()) || (some && client.reading) {
                 events.push(Event::Send(at));
             }
@@ -375,7 +378,12 @@ impl World {
         if !reading {
             return;
         }
-        let bytes = mem::take(&mut self.socket_mut(node, conn).in_flight);
+        let socket = self.socket_mut(node, conn);
+        let (early, bytes) = (
+            mem::take(&mut socket.kernel),
+            mem::take(&mut socket.in_flight),
+        );
+        self.deliver(client, &early);
         if !bytes.is_empty() {
             self.deliver(client, &bytes);
             let written = Input::Written {
@@ -576,7 +584,21 @@ impl World {
                 });
             }
             Effect::Resume(conn) => self.socket_mut(node, conn).hungry = true,
+            Effect::Recall(conn) => self.take_back(node, conn),
         }
+    }
+
+    /// The kernel has taken a part of what was on its way, wherever that ends.
+    fn take_back(&mut self, node: usize, conn: ConnId) {
+        let socket = self.socket_mut(node, conn);
+        let bytes = mem::take(&mut socket.in_flight);
+        if bytes.is_empty() {
+            return;
+        }
+        socket.dirty = true;
+        let sent = bytes.len() / 3;
+        socket.kernel.extend_from_slice(&bytes[..sent]);
+        self.nodes[node].shard.take_back(conn, bytes, sent);
     }
 
     // ---- the shards

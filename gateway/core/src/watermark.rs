@@ -237,7 +237,7 @@ impl Shard {
         }
     }
 
-    fn take_back(&mut self, cursors: Vec<(UserId, DeviceId, Seq)>) {
+    fn take_cursors_back(&mut self, cursors: Vec<(UserId, DeviceId, Seq)>) {
         for (user, device, seq) in cursors {
             let cursor = self.unsaved.cursors.entry((user, device)).or_default();
             *cursor = seq.max(*cursor);
@@ -276,7 +276,7 @@ impl Shard {
             }
         };
         match batch {
-            Batch::Cursors(cursors) if again => self.take_back(cursors),
+            Batch::Cursors(cursors) if again => self.take_cursors_back(cursors),
             Batch::Cursors(_) => {}
             Batch::Marks(marks) => {
                 for (key, (marks, waiting)) in marks {
@@ -293,7 +293,7 @@ impl Shard {
         if self.unsaved.saving == 0 {
             if mem::take(&mut self.unsaved.failed) {
                 let held = mem::take(&mut self.unsaved.held);
-                self.take_back(held);
+                self.take_cursors_back(held);
             } else {
                 self.save_held(cx);
             }

@@ -95,6 +95,10 @@ knobs! {
 
     "session.handshake_ms", U32(limits.handshake_ms), bounds(100, 600_000, "ms"),
     "From accept to WELCOME. Connections that say nothing are closed with 4014 after it.";
+    "session.user_timeout_ms", U32(session.user_timeout_ms), bounds(0, 3_600_000, "ms"),
+    "A connection whose peer has not confirmed bytes that were sent, or takes none, for this long is \
+     ended by the kernel (TCP_USER_TIMEOUT): found sooner than by its heartbeat when something is \
+     said to it. 0 leaves it to the kernel, which tries for a quarter of an hour.";
     "session.heartbeat_s", U16(session.heartbeat_s), bounds(1, 3_600, "s"),
     "Interval between signs of life that is assumed until the first PING. A session is closed with \
      4002 after twice its interval and 15 s.";
@@ -143,8 +147,12 @@ knobs! {
     "limits.outbox_bytes_max", Usize(limits.outbox_bytes_max), bounds(4_096, GIB, "bytes"),
     "Queued for one connection past this, it is closed with 4003. Bounds the memory that a client \
      which asks and never reads can take.";
+    "limits.outboxes_bytes_max", Usize(limits.outboxes_bytes_max), bounds(1 << 20, 64 * GIB, "bytes"),
+    "Queued for all connections, an even part of it in each shard. Past it each connection has room \
+     for one frame: messages wait in the store, and who lets answers pile up is closed at 72 KiB.";
     "limits.stalled_ms", U32(limits.stalled_ms), bounds(100, 3_600_000, "ms"),
-    "A connection past outbox_bytes_soft that takes nothing for this long is closed with 4003.";
+    "A connection with something queued that takes nothing for two seconds has its queue taken \
+     back: messages wait in the store. After this long it is closed with 4003.";
     "limits.requests_max", U32(limits.requests_max), bounds(1, 65_536, "requests"),
     "Requests of one connection that may be unanswered; more are refused with RATE_LIMITED.";
     "limits.receive_max", U32(limits.receive_max), bounds(1, RECEIVE_MAX_CEILING as u64, "frames"),
@@ -153,6 +161,9 @@ knobs! {
     "Entries of one read when a connection catches up from the store.";
     "limits.page_bytes_max", U32(limits.page_bytes_max), bounds(1_024, 16 << 20, "bytes"),
     "Bytes of one such read. At least one entry is read whatever its size.";
+    "limits.pages_max", Usize(limits.pages_max), bounds(1, 1 << 20, "pages"),
+    "Pages that are being read, all shards together (4 of each shard at least): so much of the \
+     backlogs is in memory at a time. Further connections wait for their turn.";
     "limits.store_requests_soft", Usize(limits.store_requests_soft), bounds(1, 1 << 24, "requests"),
     "Storage requests of one shard in flight past this, it stops reading from its clients.";
     "limits.store_requests_max", Usize(limits.store_requests_max), bounds(1, 1 << 24, "requests"),

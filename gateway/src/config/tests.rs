@@ -201,6 +201,8 @@ fn every_limit_of_the_core_can_be_set() {
         frame_bytes_max: _,
         outbox_bytes_soft: _,
         outbox_bytes_max: _,
+        outboxes_bytes_max: _,
+        pages_max: _,
         stalled_ms: _,
         requests_max: _,
         receive_max: _,
@@ -225,7 +227,7 @@ fn every_limit_of_the_core_can_be_set() {
         knob.key == "session.handshake_ms"
             || (knob.section() == "limits" && !driver.contains(&knob.key))
     };
-    assert_eq!(KNOBS.iter().filter(of_core).count(), 21);
+    assert_eq!(KNOBS.iter().filter(of_core).count(), 23);
 }
 
 #[test]

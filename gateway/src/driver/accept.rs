@@ -21,6 +21,7 @@ use std::{
     io,
     net::{SocketAddr, TcpListener},
     os::fd::AsFd,
+    time::Duration,
 };
 
 /// Connections of each shard that may wait to be accepted; net.core.somaxconn bounds it.
@@ -36,7 +37,13 @@ const RESERVE_ONE_IN: u32 = 256;
 const RESERVE_MAX: u32 = 512;
 
 /// A listener for one shard. Those of all shards share a port; the kernel spreads the connections.
-pub(crate) fn listen(address: SocketAddr) -> io::Result<TcpListener> {
+///
+/// `user_timeout_ms`: how long bytes may be unconfirmed before the kernel ends a connection; 0: as
+/// long as it tries by itself.
+///
+/// # Errors
+/// What the system says to any of it.
+pub(crate) fn listen(address: SocketAddr, user_timeout_ms: u32) -> io::Result<TcpListener> {
     let socket = Socket::new(
         Domain::for_address(address),
         Type::STREAM,
@@ -47,6 +54,10 @@ pub(crate) fn listen(address: SocketAddr) -> io::Result<TcpListener> {
     socket.set_tcp_nodelay(true)?;
     socket.set_recv_buffer_size(RECEIVE_BUFFER_BYTES)?;
     socket.set_tcp_notsent_lowat(NOT_SENT_BYTES_MAX)?;
+    if user_timeout_ms > 0 {
+        let timeout = Duration::from_millis(u64::from(user_timeout_ms));
+        socket.set_tcp_user_timeout(Some(timeout))?;
+    }
     socket.bind(&address.into())?;
     socket.listen(BACKLOG as i32)?;
     Ok(socket.into())
@@ -213,6 +224,8 @@ impl Driver {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use socket2::SockRef;
+    use std::net::TcpStream;
 
     #[test]
     fn accepting_slows_down_and_stops_before_the_table_is_full() {
@@ -248,9 +261,22 @@ mod tests {
 
     #[test]
     fn two_listeners_share_a_port() {
-        let first = listen("127.0.0.1:0".parse().unwrap()).unwrap();
+        let first = listen("127.0.0.1:0".parse().unwrap(), 0).unwrap();
         let address = first.local_addr().unwrap();
-        let second = listen(address).unwrap();
+        let second = listen(address, 0).unwrap();
         assert_eq!(second.local_addr().unwrap(), address);
+    }
+
+    /// What accepted sockets need cannot be set on a direct descriptor.
+    #[test]
+    fn accepted_sockets_inherit_what_is_set_on_the_listener() {
+        let listener = listen("127.0.0.1:0".parse().unwrap(), 7_000).unwrap();
+        let _client = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
+        let (accepted, _) = listener.accept().unwrap();
+        let accepted = SockRef::from(&accepted);
+        let timeout = accepted.tcp_user_timeout().unwrap();
+        assert_eq!(timeout, Some(Duration::from_millis(7_000)));
+        assert!(accepted.tcp_nodelay().unwrap());
+        assert_eq!(accepted.tcp_notsent_lowat().unwrap(), NOT_SENT_BYTES_MAX);
     }
 }

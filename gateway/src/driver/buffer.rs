@@ -8,6 +8,8 @@
 /// Buffers kept for reuse; larger ones go back to the allocator.
 const POOLED_MAX: usize = 256;
 const POOLED_BYTES_MAX: usize = 16 << 10;
+/// All of them.
+pub(super) const KEPT_BYTES_MAX: usize = POOLED_MAX * POOLED_BYTES_MAX;
 /// What a connection may hold even when the budget is used up: any frame before WELCOME, and one
 /// receive buffer after it.
 pub(super) const FAIR_BYTES: usize = 8 << 10;

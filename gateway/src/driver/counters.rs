@@ -69,6 +69,7 @@ table! {
     Bulk, "portico_bulk_connections", "", "Connections that send in bulk, through a multishot receive.";
     StoreQueue, "portico_store_queue", "", "Storage requests the store has not taken yet.";
     MeshOutbox, "portico_mesh_outbox", "", "Letters that wait because another shard's queue is full.";
+    MeshBytes, "portico_mesh_bytes", "", "Bytes of large letters from other shards that wait to be taken.";
 }
 
 /// The driver's counters of one shard.

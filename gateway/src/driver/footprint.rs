@@ -6,11 +6,14 @@
 //! holds only while it has something to do.
 
 use super::{
-    accept, executor, mesh,
+    accept, buffer, executor, mesh,
     ring::{self, RingSizes},
     socket,
 };
-use portico_core::footprint::{SLOT_BYTES, TIMER_BYTES, user_table_bytes};
+use portico_core::{
+    Limits,
+    footprint::{SLOT_BYTES, TIMER_BYTES, user_table_bytes},
+};
 
 pub use accept::BACKLOG;
 pub use portico_core::footprint::ABSENT_BYTES;
@@ -83,6 +86,21 @@ pub fn of_shard(sizes: &RingSizes, slots: u32, shards: usize) -> Vec<Part> {
         },
         part("letters from other shards", mesh::queue_bytes(shards)),
     ]
+}
+
+/// The most that the queues of each of `shards` can hold, beside [`of_shard`].
+#[must_use]
+pub fn of_queues(limits: &Limits, unread_bytes_max: usize, shards: u16) -> Vec<Part> {
+    let of_core = portico_core::footprint::of_queues(limits, shards);
+    let mut parts: Vec<_> = of_core
+        .into_iter()
+        .map(|(name, bytes)| part(name, bytes))
+        .collect();
+    let unread = unread_bytes_max.saturating_add(buffer::KEPT_BYTES_MAX);
+    let letters = mesh::letter_bytes_max(usize::from(shards));
+    parts.push(part("unfinished frames, and room for reuse", unread));
+    parts.push(part("what letters hold", letters));
+    parts
 }
 
 /// How many connections a shard with `slots` may hold before it stops to accept: a few slots are

@@ -12,7 +12,8 @@
 //! Which queues have letters is said by the receiver's [`Mailbox`].
 //!
 //! # Invariants
-//! - A queue between two shards is bounded. What finds it full stays with the sender, in order, and
+//! - A queue between two shards is bounded, by the number of letters and by what they hold. What finds
+//!   it full stays with the sender, in order, and
 //!   the sender stops reading from its clients until it is gone. No spin, no drop.
 //! - The desk's own queues are bounded by what is in flight: a storage answer takes the place of its
 //!   request.
@@ -31,7 +32,7 @@ use std::{
     collections::VecDeque,
     sync::{
         Arc, OnceLock,
-        atomic::{AtomicBool, Ordering, fence},
+        atomic::{AtomicBool, AtomicUsize, Ordering, fence},
     },
 };
 
@@ -40,6 +41,10 @@ use std::{
 const LETTERS_PER_PAIR_MAX: usize = 4_096;
 const LETTERS_PER_PAIR_MIN: usize = 16;
 const LETTERS_INTO_SHARD: usize = 4_096;
+/// Letters that hold no more than this are bounded by their number alone.
+const SMALL_LETTER_BYTES: usize = 256;
+/// What larger ones that wait for one shard may hold together; one of any size at least.
+const LARGE_LETTERS_BYTES_MAX: usize = 2 << 20;
 
 /// From one shard to another.
 #[derive(Debug)]
@@ -61,6 +66,21 @@ pub(super) struct Adoption {
     pub(super) slot: Slot,
     pub(super) session: Session,
     pub(super) unread: Vec<u8>,
+}
+
+impl Letter {
+    /// What counts against [`LARGE_LETTERS_BYTES_MAX`].
+    fn large_bytes(&self) -> usize {
+        let bytes = match self {
+            Self::Message(message) => message.body_bytes(),
+            Self::Adopt(adoption) => {
+                let session = &adoption.session;
+                adoption.unread.len() + session.unsent.len() + session.resume_token.len()
+            }
+            Self::Discard(_) => 0,
+        };
+        if bytes > SMALL_LETTER_BYTES { bytes } else { 0 }
+    }
 }
 
 /// From the embedder to a shard.
@@ -119,6 +139,8 @@ struct Crew {
 struct Desk {
     ring: OnceLock<RingHandle>,
     mailbox: Mailbox,
+    /// Of large letters to this shard, in all its queues.
+    large_bytes: CachePadded<AtomicUsize>,
     stored: SegQueue<Vec<Completion<Messages>>>,
     orders: SegQueue<Order>,
     /// Has nothing more to do for anybody, after a drain.
@@ -161,6 +183,7 @@ impl Mesh {
         let desk = |_| Desk {
             ring: OnceLock::new(),
             mailbox: Mailbox::new(shards),
+            large_bytes: CachePadded::default(),
             stored: SegQueue::new(),
             orders: SegQueue::new(),
             drained: AtomicBool::new(false),
@@ -231,7 +254,27 @@ impl Mesh {
     }
 
     pub(super) fn take_letter(&self, from: ShardId, to: ShardId) -> Option<Letter> {
-        self.queue(from, to).pop()
+        let letter = self.queue(from, to).pop()?;
+        self.desk(to).release(letter.large_bytes());
+        Some(letter)
+    }
+
+    /// Bytes of large letters that wait for this shard.
+    pub(super) fn large_bytes(&self, shard: ShardId) -> usize {
+        self.desk(shard).large_bytes.load(Ordering::Relaxed)
+    }
+
+    /// Gives the letter back if the queue has no room for it.
+    fn put_letter(&self, from: ShardId, to: ShardId, letter: Letter) -> Result<(), Letter> {
+        let (desk, bytes) = (self.desk(to), letter.large_bytes());
+        if !desk.reserve(bytes) {
+            return Err(letter);
+        }
+        let put = self.queue(from, to).push(letter);
+        if put.is_err() {
+            desk.release(bytes);
+        }
+        put
     }
 
     pub(super) fn take_stored(&self, shard: ShardId) -> Option<Vec<Completion<Messages>>> {
@@ -278,6 +321,17 @@ impl Mesh {
     }
 }
 
+/// What letters into one of so many shards can hold beside their places in the queues.
+pub(super) fn letter_bytes_max(shards: usize) -> usize {
+    let letters = letters_per_pair(shards) * shards.saturating_sub(1);
+    let large = if letters > 0 {
+        LARGE_LETTERS_BYTES_MAX
+    } else {
+        0
+    };
+    letters * (ShardMessage::BOXED_BYTES + SMALL_LETTER_BYTES) + large
+}
+
 fn letters_per_pair(shards: usize) -> usize {
     let per_pair = LETTERS_INTO_SHARD / shards.max(1);
     per_pair.clamp(LETTERS_PER_PAIR_MIN, LETTERS_PER_PAIR_MAX)
@@ -290,6 +344,26 @@ pub(super) fn queue_bytes(shards: usize) -> usize {
 }
 
 impl Desk {
+    /// Takes room for a large letter. Two that meet at the bound may both be refused: they are tried
+    /// again. Relaxed: the number stands for no memory that is written.
+    fn reserve(&self, bytes: usize) -> bool {
+        if bytes == 0 {
+            return true;
+        }
+        let before = self.large_bytes.fetch_add(bytes, Ordering::Relaxed);
+        let fits = before == 0 || before + bytes <= LARGE_LETTERS_BYTES_MAX;
+        if !fits {
+            self.release(bytes);
+        }
+        fits
+    }
+
+    fn release(&self, bytes: usize) {
+        if bytes > 0 {
+            self.large_bytes.fetch_sub(bytes, Ordering::Relaxed);
+        }
+    }
+
     fn is_empty(&self) -> bool {
         self.mailbox.is_empty() && self.stored.is_empty() && self.orders.is_empty()
     }
@@ -340,7 +414,7 @@ impl Outbox {
         self.tell(to);
         let waiting = &mut self.waiting[usize::from(to.0)];
         let refused = if waiting.is_empty() {
-            self.mesh.queue(self.shard, to).push(letter).err()
+            self.mesh.put_letter(self.shard, to, letter).err()
         } else {
             Some(letter)
         };
@@ -390,7 +464,7 @@ impl Outbox {
         for to in 0..self.waiting.len() {
             let shard = ShardId(to as u16);
             while let Some(letter) = self.waiting[to].pop_front() {
-                if let Err(letter) = self.mesh.queue(self.shard, shard).push(letter) {
+                if let Err(letter) = self.mesh.put_letter(self.shard, shard, letter) {
                     self.waiting[to].push_front(letter);
                     break;
                 }
@@ -411,6 +485,7 @@ mod tests {
     use super::*;
     use crate::driver::ring::{Completion as RingCompletion, RingSizes};
     use portico_backend::messages::Reply;
+    use portico_wire::ids::{DeviceId, MsgId, UserId};
     use std::{
         sync::{Barrier, mpsc},
         thread,
@@ -591,6 +666,54 @@ mod tests {
             drop(request_tx);
             store.join().unwrap();
         });
+    }
+
+    /// Letters with bodies are bounded in bytes, whatever their number; small ones pass meanwhile only
+    /// from other shards, since order is kept.
+    #[test]
+    fn large_letters_wait_with_their_sender_as_soon_as_they_hold_too_much() {
+        let mesh = Arc::new(Mesh::with_queues(2, 2, 4_096).unwrap());
+        let mut sender = Reader::new(0, &mesh);
+        let mut receiver = Reader::new(1, &mesh);
+        let large = |bytes: usize| {
+            let draft = portico_core::Draft {
+                sender: UserId(1),
+                device: DeviceId(1),
+                to: UserId(2),
+                msg_id: MsgId::from_parts(0, 1),
+                kind: 0,
+                flags: 0,
+                ttl_s: 0,
+                body: vec![0; bytes].into(),
+            };
+            Letter::Message(ShardMessage::Ephemeral(Box::new(draft)))
+        };
+        let fit = LARGE_LETTERS_BYTES_MAX / 60_000;
+        for _ in 0..fit {
+            assert!(sender.outbox.post(ShardId(1), large(60_000)));
+        }
+        assert!(mesh.large_bytes(ShardId(1)) <= LARGE_LETTERS_BYTES_MAX);
+        assert!(!sender.outbox.post(ShardId(1), large(60_000)));
+        assert!(!sender.outbox.post(ShardId(1), Letter::Discard(Slot(1))));
+        sender.outbox.flush(&mut sender.ring);
+        assert_eq!(sender.outbox.waiting(), 2);
+        let mut taken = 0;
+        while sender.outbox.waiting() > 0 || receiver.mesh.has_letters(ShardId(1)) {
+            while receiver.mesh.take_letter(ShardId(0), ShardId(1)).is_some() {
+                taken += 1;
+            }
+            sender.outbox.flush(&mut sender.ring);
+        }
+        assert_eq!(taken, fit + 2);
+        assert_eq!(mesh.large_bytes(ShardId(1)), 0);
+        // One that alone is larger than the bound passes, alone.
+        assert!(
+            sender
+                .outbox
+                .post(ShardId(1), large(LARGE_LETTERS_BYTES_MAX + 1))
+        );
+        assert!(!sender.outbox.post(ShardId(1), large(1_000)));
+        receiver.mesh.take_mail(ShardId(1), &mut receiver.mail);
     }
 
     #[test]

@@ -376,6 +376,7 @@ impl Driver {
         | Effect::Close { conn, .. }
         | Effect::Authenticate { conn, .. }
         | Effect::Move { conn, .. }
+        | Effect::Recall(conn)
         | Effect::Resume(conn)) = effect;
         let Some(index) = self.sockets.of_conn(conn) else {
             return;
@@ -387,6 +388,7 @@ impl Driver {
                 self.sign_ins.waiting.push_back((conn, credentials));
             }
             Effect::Move { to, session, .. } => self.begin_move(index, to, session),
+            Effect::Recall(_) => self.recall(index),
             Effect::Resume(_) => self.resume(index),
         }
     }
@@ -475,6 +477,7 @@ impl Driver {
         set(Level::Bulk, self.sockets.in_bulk());
         set(Level::StoreQueue, self.storage.waiting());
         set(Level::MeshOutbox, self.outbox.waiting());
+        set(Level::MeshBytes, self.mesh.large_bytes(self.id));
         let gauges = self.core.gauges();
         self.published
             .publish(self.core.counters(), &gauges, &self.tallies, &levels);

@@ -7,11 +7,13 @@
 //! - One SEND per connection is in flight at most: two could overtake each other.
 //! - The kernel's progress is reported to the core in steps of [`SEND_BYTES_MAX`] at most, so that a
 //!   slow reader can be told from one that does not read.
+//! - A SEND that is cancelled to have its buffer back says how much of it the kernel has: what was
+//!   begun is sent to its end.
 
 use super::{
     Driver,
     counters::Tally,
-    ring::{Errno, Key},
+    ring::{Errno, Key, Op},
     socket::State,
 };
 use portico_core::Input;
@@ -54,10 +56,12 @@ impl Driver {
         let socket = self.sockets.get_mut(index);
         socket.in_flight -= 1;
         socket.sending = false;
+        let recalled = mem::take(&mut socket.recalled) && socket.state != State::Closing;
         let bytes = match result {
             Ok(bytes) => bytes,
             // Nothing was taken; the same bytes go again.
             Err(Errno::AGAIN | Errno::INTR) if socket.state != State::Closing => 0,
+            Err(Errno::CANCELED) if recalled => 0,
             Err(error) => {
                 if error != Errno::CANCELED {
                     self.tallies.bump(Tally::SendFailed);
@@ -73,6 +77,10 @@ impl Driver {
         socket.sent += bytes as u32;
         let sent = socket.sent as usize;
         let state = socket.state;
+        if recalled && state == State::Open && sent < buffer.len() {
+            self.core.take_back(conn, buffer, sent);
+            return self.sockets.mark_dirty(index);
+        }
         if matches!(state, State::Greeting | State::Open) {
             let input = Input::Written { conn, bytes };
             self.core.handle(self.now, input, &mut self.fx);
@@ -95,6 +103,17 @@ impl Driver {
                 self.core.recycle(buffer);
                 self.finish_close(index);
             }
+        }
+    }
+
+    /// The core wants back what a stalled reader has not taken. One cancel, as rare as readers stall;
+    /// the completion says how much the kernel has.
+    pub(super) fn recall(&mut self, index: u32) {
+        let key = self.sockets.key(index);
+        let socket = self.sockets.get_mut(index);
+        if socket.sending && socket.state == State::Open && !socket.recalled {
+            socket.recalled = true;
+            self.ring.cancel(Op::Send, key);
         }
     }
 

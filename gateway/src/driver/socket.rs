@@ -53,6 +53,8 @@ pub(super) struct Socket {
     pub(super) polling: bool,
     pub(super) receiving: Option<ReadMode>,
     pub(super) sending: bool,
+    /// The SEND in flight was cancelled, because its buffer is wanted back.
+    pub(super) recalled: bool,
     /// Stands in the list of those with something to send.
     pub(super) dirty: bool,
     /// Has a place in a list of those that want a RECV.
@@ -86,6 +88,7 @@ impl Socket {
             polling: false,
             receiving: None,
             sending: false,
+            recalled: false,
             dirty: false,
             listed: false,
             readable: false,

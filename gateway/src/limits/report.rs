@@ -183,7 +183,7 @@ impl Sizing<'_> {
         Shard {
             bytes: sum(&of_shard),
             parts: parts(&of_shard),
-            queue_bytes_max: shard_queue_bytes_max(self.settings),
+            queue_bytes_max: shard_queue_bytes_max(self.settings, shards),
         }
     }
 

@@ -6,6 +6,7 @@ use crate::{
     limits,
     probe::{self, Machine},
 };
+use portico_gateway::footprint;
 use std::{
     fmt::Write as _,
     io::{self, Write as _},
@@ -49,7 +50,7 @@ fn text(
          \n  shards   {} on CPUs {}\
          \n  kernel   Linux {}, io_uring with everything that is needed\
          \n  data     {data} ({kept})\
-         \n  memory   at most {} MiB in queues, and {} KiB for each client that is behind\
+         \n  memory   at most {} MiB in queues, and one message for each client that does not read\
          \n\
          \nTo chat, in two terminals:\
          \n  {program} chat --as 1 --to 2{target}\
@@ -61,15 +62,15 @@ fn text(
         probe::list(&machine.cpus),
         machine.features.kernel,
         queue_bytes_max(config, machine).div_ceil(MIB),
-        config.limits.outbox_bytes_max.div_ceil(1 << 10),
     )
 }
 
-/// What all queues that are not a client's own can hold together.
+/// What all queues can hold together.
 fn queue_bytes_max(config: &Settings, machine: &Machine) -> u64 {
-    let buffers = u64::from(machine.ring.buffers) * u64::from(machine.ring.buffer_bytes);
-    limits::shard_queue_bytes_max(config)
-        .saturating_add(buffers)
+    let places = footprint::of_shard(&machine.ring, 0, usize::from(machine.shards));
+    let places: u64 = places.iter().map(|part| part.bytes).sum();
+    limits::shard_queue_bytes_max(config, machine.shards)
+        .saturating_add(places)
         .saturating_mul(u64::from(machine.shards))
         .saturating_add(limits::store_queue_bytes_max(config))
 }
@@ -142,17 +143,28 @@ mod tests {
     }
 
     #[test]
-    fn memory_counts_every_queue() {
-        let settings = Settings::default();
-        let shard = |buffers: u64| (32 << 20) + (64 << 20) + (1_536 << 10) + buffers * 2_048;
-        let store = (64 << 20) + 2 * (64_u64 << 20);
-        assert_eq!(
-            queue_bytes_max(&settings, &machine(3)),
-            3 * shard(1_024) + store
-        );
-        assert_eq!(
-            queue_bytes_max(&settings, &machine(9)),
-            9 * shard(256) + store
-        );
+    fn memory_counts_every_queue_and_grows_with_each_setting() {
+        let of = |change: fn(&mut Settings)| {
+            let mut settings = Settings::default();
+            change(&mut settings);
+            queue_bytes_max(&settings, &machine(3))
+        };
+        let usual = of(|_| {});
+        assert!(usual < 2 << 30, "{usual}");
+        let grown: [(fn(&mut Settings), u64); 9] = [
+            (|s| s.limits.store_bytes_max += 64 << 20, 3 * (64 + 16)),
+            (|s| s.limits.store_requests_max += 1 << 20, 3 * 300),
+            (|s| s.limits.sign_ins_max += 1 << 16, 3 * 256),
+            (|s| s.limits.absent_max += 1 << 20, 3 * 24),
+            (|s| s.limits.unsaved_max += 1 << 20, 3 * 100),
+            (|s| s.limits.outboxes_bytes_max += 300 << 20, 300),
+            (|s| s.shard.unread_bytes_max += 64 << 20, 3 * 64),
+            (|s| s.store.bytes_max += 64 << 20, 2 * 64),
+            (|s| s.store.cache_bytes += 64 << 20, 64),
+        ];
+        for (at, (change, mib)) in grown.into_iter().enumerate() {
+            let more = (of(change) - usual) >> 20;
+            assert!(more >= mib, "setting {at}: {more} MiB more, not {mib}");
+        }
     }
 }

@@ -263,7 +263,9 @@ impl Node {
                 self.shard.handle(now, input, &mut self.fx);
             }
             Effect::Resume(_) => {}
-            Effect::Close { .. } | Effect::Move { .. } => panic!("connections stay: {effect:?}"),
+            Effect::Close { .. } | Effect::Move { .. } | Effect::Recall(_) => {
+                panic!("connections stay: {effect:?}")
+            }
         }
     }
 }

@@ -19,6 +19,11 @@ impl Shard {
         self.check_absent();
         let busy = self.conns.iter().filter_map(|conn| conn.traffic.as_ref());
         assert!(busy.into_iter().all(|traffic| !traffic.is_at_rest()));
+        assert_eq!(self.outbox_bytes, self.output_bytes());
+        let reading = self.in_store.values();
+        let pages = reading.filter(|open| matches!(open.op, Purpose::Page { .. }));
+        assert_eq!(self.pages, pages.count());
+        assert!(self.pages <= self.pages_max);
         let bodies = self.outgoing.values().map(|open| open.body_bytes as usize);
         assert_eq!(self.outgoing_bytes, bodies.sum::<usize>());
         assert!(self.attempts.len() <= self.outgoing.len());
@@ -92,6 +97,10 @@ impl Shard {
             }
             assert!(conn.pending_bytes() <= limits.outbox_bytes_max, "O16");
             assert!(conn.source != Source::Live || conn.notes.synced);
+            assert!(
+                !conn.is_stalled() || conn.pending_bytes() > 0,
+                "something is sent that tells when it reads"
+            );
         }
     }
 

@@ -341,7 +341,7 @@ fn a_socket_moves_to_another_ring_or_stays() {
 
 #[test]
 fn a_send_gives_its_buffer_back_whatever_happens() {
-    let mut ring = ring(2);
+    let mut ring = ring(3);
     let sent = |ring: &mut Ring| {
         until(ring, |completion| match completion {
             Completion::Sent { result, buffer, .. } => Some((result, buffer)),
@@ -367,6 +367,23 @@ fn a_send_gives_its_buffer_back_whatever_happens() {
     let (result, buffer) = sent(&mut ring);
     assert!(result.is_err() || result.is_ok_and(|bytes| bytes < large.len()));
     assert_eq!(buffer, large);
+    // The peer of a cancelled one gets exactly what was reported.
+    let mut slow = connect(&mut ring, 2);
+    let large: Vec<u8> = (0..16_u32 << 20).map(|at| (at / 251) as u8).collect();
+    ring.send(key(2), Slot(2), large.clone(), 0, usize::MAX);
+    ring.submit_and_reap().unwrap();
+    ring.cancel(Op::Send, key(2));
+    let (result, buffer) = sent(&mut ring);
+    let taken = result.expect("the socket had room for some");
+    assert!(taken < large.len());
+    let mut read = vec![0; taken];
+    slow.read_exact(&mut read).unwrap();
+    assert!(read == large[..taken]);
+    ring.send(key(2), Slot(2), buffer, taken, 1_000);
+    assert_eq!(sent(&mut ring).0, Ok(1_000), "and goes on from there");
+    let mut read = [0; 1_000];
+    slow.read_exact(&mut read).unwrap();
+    assert!(read == large[taken..taken + 1_000]);
     // Refused: the peer is gone.
     drop(peer);
     ring.send(key(0), Slot(0), b"anyone?".to_vec(), 0, 100);
