@@ -14,6 +14,7 @@
 //!   killed, bytes of noise) comes from a seed that is printed, and taken from `PORTICO_E2E_SEED`
 //!   when it is set.
 
+mod backlog;
 mod devices;
 mod durability;
 mod first_steps;

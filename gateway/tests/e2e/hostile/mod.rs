@@ -3,7 +3,9 @@
 
 mod disk;
 mod frames;
+mod half_open;
 mod login;
+mod overload;
 mod requests;
 mod resets;
 mod slow;
@@ -29,6 +31,9 @@ fn ended_with(conn: &mut RawConnection) -> CloseCode {
     code
 }
 
+const CLOSED_BY_PEER: &str = r#"portico_connections_closed_total{code="peer"}"#;
+const CLOSED_IDLE: &str = r#"portico_connections_closed_total{code="4002"}"#;
+const CLOSED_REPLACED: &str = r#"portico_connections_closed_total{code="4024"}"#;
 const CLOSED_PROTOCOL: &str = r#"portico_connections_closed_total{code="4012"}"#;
 const CLOSED_TOO_LARGE: &str = r#"portico_connections_closed_total{code="4013"}"#;
 const CLOSED_HANDSHAKE: &str = r#"portico_connections_closed_total{code="4014"}"#;
