@@ -117,7 +117,7 @@ pub(crate) struct Notes {
     /// The user has other devices: they get copies of what this one sends.
     pub(crate) siblings: bool,
     /// As many of its messages are open as may be, and it does not ask for answers that would tell
-    /// it: nothing is read until half of them are settled.
+    /// it, or does not heed them: nothing is read until half of them are settled.
     pub(crate) paused: bool,
 }
 

@@ -19,7 +19,7 @@ use crate::{
 };
 use portico_wire::{
     ids::{ConvId, UserId},
-    limits::{FRAME_BYTES_BEFORE_WELCOME_MAX, FRAME_BYTES_TO_CLIENT_MAX},
+    limits::{FRAME_BYTES_TO_CLIENT_MAX, RESUME_TOKEN_BYTES_MAX, TOKEN_BYTES_MAX},
 };
 
 /// The slot of a connection.
@@ -54,7 +54,8 @@ pub fn of_queues(limits: &Limits, shards: u16) -> [(&'static str, usize); 8] {
     let page_bytes = limits.page_bytes_max as usize
         + FRAME_BYTES_TO_CLIENT_MAX
         + limits.page_entries_max as usize * size_of::<Item>();
-    let sign_in_bytes = FRAME_BYTES_BEFORE_WELCOME_MAX + 2 * size_of::<Session>();
+    // What HELLO says, and the login that is kept meanwhile.
+    let sign_in_bytes = TOKEN_BYTES_MAX + RESUME_TOKEN_BYTES_MAX + size_of::<Session>();
     let product = usize::saturating_mul;
     [
         ("bodies of messages without a fate", limits.store_bytes_max),

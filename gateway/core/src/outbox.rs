@@ -210,6 +210,13 @@ impl Shard {
         cx: &mut Turn<'_>,
     ) {
         self.counters.bump(refused_counter(why));
+        if matches!(why, Refusal::TooManyRequests)
+            && let Some(conn) = self.conn_mut(id)
+        {
+            // Refusing is cheap, and a client that goes on all the same could keep a core busy with it:
+            // it is not read until half of what it has asked is answered.
+            conn.notes.paused = true;
+        }
         if !request {
             return;
         }

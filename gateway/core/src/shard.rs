@@ -41,7 +41,7 @@ use std::collections::VecDeque;
 const LOGIN_READS_MIN: usize = 8;
 /// The part of `Limits::store_bytes_max` that may wait in the lane behind a request that takes long,
 /// with its own answer there.
-pub(crate) const STUCK_ONE_IN: usize = 4;
+pub(crate) const STUCK_ONE_IN: usize = 8;
 /// Of `Limits::pages_max`, each shard has this much at least.
 pub(crate) const PAGES_MIN: usize = 4;
 /// Seconds beyond twice the heartbeat before a silent connection is closed.

@@ -6,7 +6,7 @@
 //! what an attacker would want.
 
 /// Buffers kept for reuse; larger ones go back to the allocator.
-const POOLED_MAX: usize = 256;
+const POOLED_MAX: usize = 64;
 const POOLED_BYTES_MAX: usize = 16 << 10;
 /// All of them.
 pub(super) const KEPT_BYTES_MAX: usize = POOLED_MAX * POOLED_BYTES_MAX;

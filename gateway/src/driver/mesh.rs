@@ -42,9 +42,9 @@ const LETTERS_PER_PAIR_MAX: usize = 4_096;
 const LETTERS_PER_PAIR_MIN: usize = 16;
 const LETTERS_INTO_SHARD: usize = 4_096;
 /// Letters that hold no more than this are bounded by their number alone.
-const SMALL_LETTER_BYTES: usize = 256;
+const SMALL_LETTER_BYTES: usize = 128;
 /// What larger ones that wait for one shard may hold together; one of any size at least.
-const LARGE_LETTERS_BYTES_MAX: usize = 2 << 20;
+const LARGE_LETTERS_BYTES_MAX: usize = 1 << 20;
 
 /// From one shard to another.
 #[derive(Debug)]

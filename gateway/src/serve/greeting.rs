@@ -152,9 +152,9 @@ mod tests {
         let usual = of(|_| {});
         assert!(usual < 2 << 30, "{usual}");
         let grown: [(fn(&mut Settings), u64); 9] = [
-            (|s| s.limits.store_bytes_max += 64 << 20, 3 * (64 + 16)),
+            (|s| s.limits.store_bytes_max += 64 << 20, 3 * (64 + 8)),
             (|s| s.limits.store_requests_max += 1 << 20, 3 * 300),
-            (|s| s.limits.sign_ins_max += 1 << 16, 3 * 256),
+            (|s| s.limits.sign_ins_max += 1 << 16, 3 * 128),
             (|s| s.limits.absent_max += 1 << 20, 3 * 24),
             (|s| s.limits.unsaved_max += 1 << 20, 3 * 100),
             (|s| s.limits.outboxes_bytes_max += 300 << 20, 300),

@@ -275,10 +275,8 @@ fn one_connection_cannot_fill_the_store_with_questions() {
         .collect();
     let got = world.run_and_take(alice);
     assert_eq!(world.store.queued(CmdKind::Marks), 300);
-    assert_eq!(got.len(), 17);
-    for corr in &corrs[3..] {
-        assert_eq!(error(&got, *corr), ErrorCode::RATE_LIMITED);
-    }
+    assert_eq!(got.len(), 1, "the next ones are not read for now");
+    assert_eq!(error(&got, corrs[3]), ErrorCode::RATE_LIMITED);
     world.check_invariants();
     // Others are served meanwhile.
     let message = world.say(bob, 77, "x");

@@ -22,7 +22,7 @@ use std::{
 
 /// Beside its queues: code, stacks, tables, what the embedded store has in memory before it writes
 /// it to a table, and what allocators keep.
-const FIXED_BYTES: u64 = 128 << 20;
+const FIXED_BYTES: u64 = 96 << 20;
 /// Of each kind of hostile client.
 const CLIENTS: u64 = 40;
 /// How long they go on.
@@ -190,7 +190,7 @@ const GRANTED: usize = 128;
 const GREEDY: usize = 2_048;
 /// Of what is accepted without overload, so much is accepted with it: two cores that also run the
 /// clients and other tests are no good measure, so the bound is wide. docs/OPERATIONS.md has figures.
-const KEPT_MIN: f64 = 0.4;
+const KEPT_MIN: f64 = 0.6;
 
 /// Answers that came within [`PHASE`].
 #[derive(Clone, Copy, Debug, Default)]
@@ -273,7 +273,7 @@ fn a_gateway_that_is_asked_for_more_does_as_much_as_before() {
     let (usual, none) = phase(GRANTED);
     let (kept, refused) = phase(GREEDY);
     assert_eq!(none, 0, "what is granted is taken");
-    assert!(refused > kept, "the overload is one");
+    assert!(refused > 0, "the overload is one");
     let share = kept as f64 / usual as f64;
     assert!(share >= KEPT_MIN, "{share:.2} of what it did before");
     // And at once as before: a message and its answer.
