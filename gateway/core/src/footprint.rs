@@ -104,9 +104,11 @@ mod tests {
                 .iter()
                 .all(|part| part.1 > 0)
         );
-        let mut wide = Limits::default();
-        wide.store_bytes_max = usize::MAX;
-        wide.unsaved_max = usize::MAX;
+        let wide = Limits {
+            store_bytes_max: usize::MAX,
+            unsaved_max: usize::MAX,
+            ..Limits::default()
+        };
         assert_eq!(of_queues(&wide, 1)[5].1, usize::MAX, "no overflow");
     }
 

@@ -151,7 +151,8 @@ mod tests {
         };
         let usual = of(|_| {});
         assert!(usual < 2 << 30, "{usual}");
-        let grown: [(fn(&mut Settings), u64); 9] = [
+        type Change = fn(&mut Settings);
+        let grown: [(Change, u64); 9] = [
             (|s| s.limits.store_bytes_max += 64 << 20, 3 * (64 + 8)),
             (|s| s.limits.store_requests_max += 1 << 20, 3 * 300),
             (|s| s.limits.sign_ins_max += 1 << 16, 3 * 128),
