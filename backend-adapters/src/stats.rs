@@ -36,3 +36,32 @@ pub struct Stats {
     pub reads_in_flight: u64,
     pub bytes_in_flight: u64,
 }
+
+impl Stats {
+    /// The counters of two lives of a backend, one after the other. The levels are those of the
+    /// later one.
+    #[must_use]
+    pub fn followed_by(&self, later: &Self) -> Self {
+        let mut commit_us_buckets = later.commit_us_buckets;
+        for (sum, bucket) in commit_us_buckets.iter_mut().zip(self.commit_us_buckets) {
+            *sum += bucket;
+        }
+        Self {
+            commits: self.commits + later.commits,
+            writes: self.writes + later.writes,
+            messages: self.messages + later.messages,
+            bytes: self.bytes + later.bytes,
+            commit_us_sum: self.commit_us_sum + later.commit_us_sum,
+            commit_us_max: self.commit_us_max.max(later.commit_us_max),
+            commit_us_buckets,
+            reads: self.reads + later.reads,
+            read_us_sum: self.read_us_sum + later.read_us_sum,
+            failed: self.failed + later.failed,
+            expired: self.expired + later.expired,
+            rejected: self.rejected + later.rejected,
+            writes_in_flight: later.writes_in_flight,
+            reads_in_flight: later.reads_in_flight,
+            bytes_in_flight: later.bytes_in_flight,
+        }
+    }
+}

@@ -10,6 +10,9 @@ use super::Options;
 use super::failure::OpenError;
 use super::layout::{self, ConvHash};
 use super::month::Month;
+use super::revive::{Alarm, Trouble};
+use super::survey::{self, COMPLETE_MARK, LOCK_FILE, Prepared};
+use super::tables::KEYSPACES_DIR;
 use fjall::compaction::Leveled;
 use fjall::config::{FilterPolicy, FilterPolicyEntry};
 use fjall::{Database, Keyspace, KeyspaceCreateOptions, PersistMode};
@@ -19,7 +22,7 @@ use std::fs::{self, DirBuilder, File, TryLockError};
 use std::io::{self, Read};
 use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, PoisonError, RwLock};
 use std::time::{SystemTime, UNIX_EPOCH};
 
@@ -32,10 +35,6 @@ const LEVEL_0_TABLES: u8 = 8;
 const JOURNAL_BYTES: u64 = 96 << 20;
 /// Months that a store may hold. Each costs memory and open files; a broken clock costs no more.
 pub(super) const MONTHS_MAX: usize = 120;
-/// The engine's own mark of a complete database.
-const COMPLETE_MARK: &str = "version";
-/// The file that the engine locks.
-const LOCK_FILE: &str = "lock";
 
 /// Partitions by month.
 #[derive(Clone, Default)]
@@ -60,15 +59,38 @@ pub(super) struct Engine {
     /// A copy of `meta/clock` as it is on the disk.
     ceiling: AtomicU64,
     damage: Arc<AtomicU64>,
+    /// A write has failed: nobody knows what the disk holds.
+    failed: AtomicBool,
+    alarm: Alarm,
+    /// How the store was found; `None` if it was made.
+    prepared: Option<Prepared>,
+}
+
+impl Drop for Engine {
+    fn drop(&mut self) {
+        if self.failed.load(Ordering::Acquire) {
+            return;
+        }
+        if let Err(error) = survey::note_end(&self.dir, self.prepared) {
+            tracing::debug!(%error, "the end of the store could not be noted");
+        }
+    }
 }
 
 impl Engine {
-    pub(super) fn open(options: &Options, damage: Arc<AtomicU64>) -> Result<Self, OpenError> {
+    pub(super) fn open(
+        options: &Options,
+        damage: Arc<AtomicU64>,
+        alarm: Alarm,
+    ) -> Result<Self, OpenError> {
         let dir = options.dir.as_path();
         prepare_dir(dir).map_err(|error| OpenError::io(dir, error))?;
-        if !dir.join(COMPLETE_MARK).exists() {
+        let prepared = if is_begun(dir) {
+            Some(survey::prepare(dir)?)
+        } else {
             refuse_foreign(dir)?;
-        }
+            None
+        };
         let db = Database::builder(dir)
             .cache_size(options.cache_bytes)
             .worker_threads(options.workers.max(2))
@@ -77,10 +99,23 @@ impl Engine {
             .max_journaling_size(JOURNAL_BYTES)
             .open()
             .map_err(|error| OpenError::engine(dir, error))?;
-        Self::over(db, options, damage)
+        if let Some(prepared) = &prepared {
+            verify_replay(dir, prepared)?;
+            // Rows of a month that was dropped are not replayed, and their numbers would be given
+            // out again: numbers rise, so that a changed one shows.
+            db.supervisor.seqno.fetch_max(prepared.last + 1);
+        }
+        Self::over(db, options, damage, alarm, prepared)
     }
 
-    fn over(db: Database, options: &Options, damage: Arc<AtomicU64>) -> Result<Self, OpenError> {
+    /// A database that is open already. Missing keyspaces are created.
+    pub(super) fn over(
+        db: Database,
+        options: &Options,
+        damage: Arc<AtomicU64>,
+        alarm: Alarm,
+        prepared: Option<Prepared>,
+    ) -> Result<Self, OpenError> {
         let dir = options.dir.as_path();
         let engine = |error| OpenError::engine(dir, error);
         let fresh = db.keyspace_count() == 0
@@ -120,7 +155,16 @@ impl Engine {
             ceiling: AtomicU64::new(ceiling),
             db,
             damage,
+            failed: AtomicBool::new(false),
+            alarm,
+            prepared,
         })
+    }
+
+    /// After a commit that failed.
+    pub(super) fn note_failure(&self, error: &fjall::Error) {
+        self.failed.store(true, Ordering::Release);
+        self.alarm.raise(Trouble::of(error, &self.dir));
     }
 
     /// The durable ceiling.
@@ -249,6 +293,31 @@ fn prepare_dir(dir: &Path) -> io::Result<()> {
         File::open(parent)?.sync_all()?;
     }
     Ok(())
+}
+
+/// Whether a database was made here once. The mark comes before the first keyspace, so keyspaces
+/// without it mean that the mark is lost.
+fn is_begun(dir: &Path) -> bool {
+    dir.join(COMPLETE_MARK).exists() || dir.join(KEYSPACES_DIR).join("0").exists()
+}
+
+/// The engine has cut nothing off that was found whole.
+fn verify_replay(dir: &Path, prepared: &Prepared) -> Result<(), OpenError> {
+    let path = dir.join(format!("{}.jnl", prepared.journal));
+    match fs::metadata(&path) {
+        Ok(about) if about.len() < prepared.whole_bytes => Err(OpenError::damaged(
+            dir,
+            format!(
+                "{} was cut by the engine from {} to {} bytes",
+                path.display(),
+                prepared.whole_bytes,
+                about.len()
+            ),
+        )),
+        // Already replaced by a later one.
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
+        about => about.map(drop).map_err(|error| OpenError::io(dir, error)),
+    }
 }
 
 /// Without the mark of a complete database the directory must be empty, or another process is

@@ -27,18 +27,31 @@ pub enum OpenError {
         known: u32,
     },
     #[error(
-        "the store in {} is damaged ({detail}); copy the directory away before anything else, \
-         then restore a backup or salvage the copy", dir.display()
+        "the store in {} is damaged ({detail}); copy the directory away before anything else; \
+         `portico store check` says what is wrong, and `portico store salvage` saves what can be \
+         read", dir.display()
     )]
     Damaged { dir: PathBuf, detail: String },
     #[error(
         "the store in {} cannot be opened ({source}); check that the directory exists, belongs to \
-         this user and has free space", dir.display()
+         this user, can be written to and has free space", dir.display()
     )]
     Io { dir: PathBuf, source: io::Error },
 }
 
 impl OpenError {
+    /// The same about another directory.
+    pub(super) fn about(mut self, other: &Path) -> Self {
+        match &mut self {
+            Self::InUse { dir }
+            | Self::Foreign { dir }
+            | Self::Newer { dir, .. }
+            | Self::Damaged { dir, .. }
+            | Self::Io { dir, .. } => other.clone_into(dir),
+        }
+        self
+    }
+
     pub(super) fn io(dir: &Path, source: io::Error) -> Self {
         Self::Io {
             dir: dir.to_owned(),
@@ -94,11 +107,12 @@ pub(super) fn write_failure(dir: &Path, error: &fjall::Error) -> Error {
         fjall::Error::Io(source) | fjall::Error::Storage(lsm_tree::Error::Io(source)) => {
             match source.kind() {
                 io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => {
-                    "the disk is full: free space, then restart the gateway"
+                    "the disk is full: free space, and the store is opened anew by itself"
                 }
                 io::ErrorKind::ReadOnlyFilesystem => {
                     "the file system is read-only: look at the kernel log for disk errors, \
-                     remount it, then restart the gateway"
+                     repair it and restart the gateway; one that was only remounted is taken up \
+                     by itself"
                 }
                 _ => "look at the kernel log for disk errors, then restart the gateway",
             }
@@ -122,8 +136,8 @@ pub(super) fn read_failure(dir: &Path, error: &fjall::Error) -> Error {
             Error::unavailable(format!("reading the store in {dir} failed: {source}"))
         }
         other => Error::fatal(format!(
-            "the store in {dir} is damaged ({other}); keep a copy of the directory, then restore \
-             a backup"
+            "the store in {dir} is damaged ({other}); stop the gateway, copy the directory away, \
+             and see `portico store check`"
         )),
     }
 }

@@ -99,6 +99,11 @@ pub(super) fn inbox_key_seq(key: &[u8]) -> Option<Seq> {
     Some(Seq(u128::from_be_bytes(key) as u64))
 }
 
+pub(super) fn inbox_key_user(key: &[u8]) -> Option<UserId> {
+    let (user, _) = key.split_first_chunk::<8>()?;
+    Some(UserId(u64::from_be_bytes(*user)))
+}
+
 /// A user, then a device in 4 bytes.
 pub(super) fn cursor_key(user: UserId, device: DeviceId) -> CursorKey {
     let mut key = [0; 12];

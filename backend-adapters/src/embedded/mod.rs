@@ -9,21 +9,31 @@
 //! * What was answered is on the disk: every commit ends with `fdatasync`.
 //! * One process at a time has the directory; a second one is told so.
 //! * After a write that failed nothing is written until the store is opened anew.
+//! * What a crash cannot explain is refused, and nothing in the directory is changed ([`survey`]).
 
+pub mod check;
 mod engine;
 mod failure;
+mod floor;
+mod journal;
 mod layout;
 mod month;
 mod read;
 mod recent;
 mod records;
+mod revive;
+pub mod salvage;
+mod survey;
+mod tables;
 mod write;
 
 pub use failure::OpenError;
+pub use survey::Damage;
 
 use self::engine::Engine;
 use self::read::MessageReader;
 use self::records::{RecordReader, RecordWriter};
+use self::revive::{Alarm, Keeper, Seat, Trouble};
 use self::write::MessageWriter;
 use crate::messages::Messages;
 use crate::records::Records;
@@ -33,6 +43,7 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::mpsc::Receiver;
 use std::time::Instant;
 
 /// How a store is opened. [`Options::new`] has the defaults that were measured.
@@ -84,21 +95,47 @@ impl fmt::Debug for Embedded {
     }
 }
 
+/// One life of the engine, and what works on it.
+struct Parts {
+    messages: GroupCommit<Messages>,
+    records: GroupCommit<Records>,
+    store_id: u128,
+    trouble: Receiver<Trouble>,
+}
+
 /// Opens the store, and creates it if the directory is empty or absent. After a crash this replays
-/// the journal: about a second per million messages.
+/// the journal: about a second per million messages. A store whose disk was full is opened anew by
+/// itself when there is room again ([`revive`]).
 ///
 /// # Errors
 /// Each with a sentence for the operator.
 pub fn open(options: Options) -> Result<Embedded, OpenError> {
     let dir = options.dir.clone();
     let damage = Arc::new(AtomicU64::new(0));
+    let parts = start(&options, &damage)?;
+    let messages = Arc::new(Seat::new(parts.messages));
+    let records = Arc::new(Seat::new(parts.records));
+    Keeper::new(options, Arc::clone(&damage), &messages, &records)
+        .start(parts.trouble)
+        .map_err(|error| OpenError::io(&dir, error))?;
+    Ok(Embedded {
+        messages,
+        records,
+        store_id: parts.store_id,
+        damage,
+    })
+}
+
+fn start(options: &Options, damage: &Arc<AtomicU64>) -> Result<Parts, OpenError> {
+    let dir = options.dir.as_path();
+    let (alarm, trouble) = Alarm::new();
     // The engine trusts the names of its files and panics over foreign ones.
     let opened = catch_unwind(AssertUnwindSafe(|| {
-        Engine::open(&options, Arc::clone(&damage))
+        Engine::open(options, Arc::clone(damage), alarm)
     }));
     let engine = opened.unwrap_or_else(|_| {
         Err(OpenError::damaged(
-            &dir,
+            dir,
             "the engine panicked over its files",
         ))
     })?;
@@ -111,7 +148,7 @@ pub fn open(options: Options) -> Result<Embedded, OpenError> {
         value_bytes_max: options.value_bytes_max,
         shared: false,
     };
-    let io = |error| OpenError::io(&dir, error);
+    let io = |error| OpenError::io(dir, error);
     let readers = options.readers.max(1);
     let message_readers = (0..readers).map(|_| MessageReader::new(Arc::clone(&engine)));
     let messages = GroupCommit::start(
@@ -128,11 +165,11 @@ pub fn open(options: Options) -> Result<Embedded, OpenError> {
         RecordWriter::new(Arc::clone(&engine)),
         record_readers.collect(),
     );
-    Ok(Embedded {
-        messages: Arc::new(messages),
-        records: Arc::new(records.map_err(io)?),
+    Ok(Parts {
+        messages,
+        records: records.map_err(io)?,
         store_id: engine.store_id,
-        damage,
+        trouble,
     })
 }
 
@@ -162,5 +199,7 @@ impl Embedded {
     }
 }
 
+#[cfg(test)]
+mod damage_tests;
 #[cfg(test)]
 mod tests;

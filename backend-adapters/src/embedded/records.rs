@@ -232,6 +232,7 @@ impl RecordWriter {
 impl Writer<Records> for RecordWriter {
     fn apply(&mut self, batch: &[Request<Records>], results: &mut Vec<Result<Reply, Error>>) {
         if let Err(error) = self.try_apply(batch, results) {
+            self.engine.note_failure(&error);
             let error = write_failure(&self.engine.dir, &error);
             for result in results.iter_mut().filter(|result| result.is_ok()) {
                 *result = Err(error.clone());

@@ -5,6 +5,7 @@ use super::engine::{Engine, MONTHS_MAX};
 use super::month::{DAY_US, Month};
 use super::read::MessageReader;
 use super::records::{RecordReader, RecordWriter};
+use super::revive::Alarm;
 use super::write::MessageWriter;
 use super::{OpenError, Options, layout};
 use crate::messages::{self, Cmd, Entry, EntryMeta, InboxRef, Mark, Messages, Refs, Reply};
@@ -36,7 +37,11 @@ impl Store {
 
     fn open(dir: TempDir) -> Self {
         let damage = Arc::new(AtomicU64::new(0));
-        let engine = Engine::open(&Options::new(dir.path()), Arc::clone(&damage));
+        let engine = Engine::open(
+            &Options::new(dir.path()),
+            Arc::clone(&damage),
+            Alarm::new().0,
+        );
         Self {
             engine: Arc::new(engine.expect("opens")),
             damage,
@@ -613,7 +618,7 @@ fn reopen_with(row: &str, value: Option<&[u8]>) -> OpenError {
     }
     let dir = store.dir;
     drop(store.engine);
-    let opened = Engine::open(&Options::new(dir.path()), Arc::default());
+    let opened = Engine::open(&Options::new(dir.path()), Arc::default(), Alarm::new().0);
     opened.err().expect("must not open")
 }
 

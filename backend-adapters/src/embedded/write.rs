@@ -336,6 +336,7 @@ fn stage_cursors(cursors: &[(UserId, DeviceId, Seq)], commit: &mut Commit) {
 impl Writer<Messages> for MessageWriter {
     fn apply(&mut self, batch: &[Request<Messages>], results: &mut Vec<Result<Reply, Error>>) {
         if let Err(error) = self.try_apply(batch, results) {
+            self.engine.note_failure(&error);
             let error = write_failure(&self.engine.dir, &error);
             // Refused commands keep their own answer; all others share the fate of the commit.
             for result in results.iter_mut().filter(|result| result.is_ok()) {

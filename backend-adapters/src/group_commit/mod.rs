@@ -81,8 +81,8 @@ impl Default for Limits {
             commands_max: 16_384,
             bytes_max: 64 << 20,
             commit_messages_max: 2_048,
-            commit_slow: Duration::from_secs(5),
-            commit_stuck: Duration::from_secs(30),
+            commit_slow: Duration::from_secs(1),
+            commit_stuck: Duration::from_secs(3),
         }
     }
 }
