@@ -39,6 +39,9 @@ pub(crate) enum Command {
     Probe(ServeArgs),
     /// Report how many connections this machine can hold, what bounds them, and what they cost.
     Limits(LimitsArgs),
+    /// Look at the embedded store while no gateway runs, or save what can be read of a damaged one.
+    #[command(subcommand)]
+    Store(StoreCommand),
     /// Print every metric and what it means.
     Metrics,
     /// Print the version.
@@ -98,6 +101,42 @@ pub(crate) struct LimitsArgs {
     pub(crate) json: bool,
     #[command(flatten)]
     pub(crate) serve: ServeArgs,
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum StoreCommand {
+    /// Report what the store holds and whether its files are whole. Changes nothing.
+    #[command(
+        after_help = "Exit codes: 0 sound, 1 torn by a crash (the next start mends it), 2 damaged, \
+                      3 could not look."
+    )]
+    Check(CheckArgs),
+    /// Copy everything that can be read into a new data directory, and report what was lost.
+    #[command(after_help = "Exit codes: 0 all was saved, 2 not all, 3 could not save.")]
+    Salvage(SalvageArgs),
+}
+
+#[derive(Args, Debug)]
+pub(crate) struct CheckArgs {
+    /// Data directory of the gateway [default: ./portico-data]
+    #[arg(long, value_name = "DIR")]
+    pub(crate) data: Option<String>,
+    /// Answer as JSON
+    #[arg(long)]
+    pub(crate) json: bool,
+}
+
+#[derive(Args, Debug)]
+pub(crate) struct SalvageArgs {
+    /// Data directory of the gateway [default: ./portico-data]
+    #[arg(long, value_name = "DIR")]
+    pub(crate) data: Option<String>,
+    /// New data directory; must not exist, or be empty
+    #[arg(long, value_name = "NEW")]
+    pub(crate) out: String,
+    /// Answer as JSON
+    #[arg(long)]
+    pub(crate) json: bool,
 }
 
 #[derive(Args, Debug)]

@@ -16,6 +16,8 @@ mod facts;
 mod report;
 mod text;
 
+pub(crate) use text::grouped;
+
 #[cfg(test)]
 mod tests;
 

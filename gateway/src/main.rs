@@ -9,10 +9,11 @@ mod config;
 mod limits;
 mod probe;
 mod serve;
+mod stored;
 mod telemetry;
 
 use clap::{Parser, error::ErrorKind};
-use cli::{Cli, Command, ConfigArgs, LimitsArgs, ServeArgs, TokenArgs};
+use cli::{Cli, Command, ConfigArgs, LimitsArgs, ServeArgs, StoreCommand, TokenArgs};
 use config::{Config, ConfigError, Env, ProcessEnv, Sources};
 use portico_client::{
     chat::{self, ChatOptions},
@@ -39,6 +40,8 @@ pub(crate) enum Failure {
     /// The user has to change something in what was asked.
     Use(String),
     Runtime(String),
+    /// The answer is given, and is not that all is well; with a sentence if there is none.
+    Verdict(Option<String>, u8),
 }
 
 impl Failure {
@@ -84,6 +87,8 @@ fn main() -> ExitCode {
             answer(&machine.to_string())
         }),
         Command::Limits(args) => limits(&args),
+        Command::Store(StoreCommand::Check(args)) => stored::check(args),
+        Command::Store(StoreCommand::Salvage(args)) => stored::salvage(args),
         Command::Metrics => answer(&admin::table()),
         Command::Version => answer(&format!(
             "portico {} (commit {}, protocol {})\n",
@@ -96,6 +101,8 @@ fn main() -> ExitCode {
         Ok(()) => return ExitCode::SUCCESS,
         Err(Failure::Use(message)) => (message, ExitCode::from(BAD_USE)),
         Err(Failure::Runtime(message)) => (message, ExitCode::FAILURE),
+        Err(Failure::Verdict(None, code)) => return ExitCode::from(code),
+        Err(Failure::Verdict(Some(message), code)) => (message, ExitCode::from(code)),
     };
     let _ = writeln!(io::stderr(), "portico: {message}");
     code

@@ -3,12 +3,10 @@
 use crate::{
     Failure,
     config::{BackendKind, Config},
+    stored::{self, FOLDER},
 };
 use portico_gateway::backend::{Backend, Limits, embedded, memory, messages::Messages};
 use std::{fmt, sync::Arc, time::Instant};
-
-/// Name of the embedded store's folder in the data directory.
-const FOLDER: &str = "store";
 
 /// An open store. Clones are the same one.
 #[derive(Clone)]
@@ -36,7 +34,9 @@ impl Store {
                     limits,
                     ..embedded::Options::new(config.server.data.join(FOLDER))
                 };
-                Inner::Embedded(embedded::open(options).map_err(Failure::runtime)?)
+                let opened = embedded::open(options);
+                let explain = |error| stored::next_step(&error, &config.server.data);
+                Inner::Embedded(opened.map_err(|error| Failure::Runtime(explain(error)))?)
             }
             BackendKind::Memory => Inner::Memory(memory::Store::new().messages(limits)),
         };
