@@ -10,7 +10,7 @@ mod library;
 mod reader;
 mod writer;
 
-use crate::harness::{Gateway, PATIENCE, Random, Setup, eventually};
+use crate::harness::{Child, Exit, Gateway, PATIENCE, Random, Setup, eventually};
 use library::Pair;
 use reader::Reader;
 use std::{
@@ -20,9 +20,14 @@ use std::{
 };
 use writer::Writer;
 
+/// Kills, unless `PORTICO_E2E_KILLS` says otherwise.
 const KILLS: u64 = 60;
-/// Every so many kills the gateway is killed before it is ready.
+/// Every so many kills the gateway is killed before it is ready, once or more in a row: while it reads
+/// and mends what the kill before has left, and while it mends what it was mending.
 const EARLY_EVERY: u64 = 6;
+const EARLY_IN_A_ROW_MAX: u64 = 3;
+/// Every so many kills the store is looked at before the next start.
+const CHECK_EVERY: u64 = 25;
 /// A round ends after at most so many acknowledged messages.
 const ROUND_SENT_MAX: u64 = 500;
 /// After this the writers of a round stop making new messages, which bounds the time of the test.
@@ -60,6 +65,10 @@ impl Round {
 #[test]
 fn nothing_acknowledged_is_lost_by_sixty_kills() {
     let mut random = Random::announced("sixty_kills");
+    let kills = std::env::var("PORTICO_E2E_KILLS");
+    let kills = kills.map_or(KILLS, |text| {
+        text.parse().expect("PORTICO_E2E_KILLS is a number")
+    });
     let setup = Setup::new();
     let mut readers: Vec<_> = (0..READERS)
         .map(|n| Reader::new(FIRST_READER + n))
@@ -72,8 +81,16 @@ fn nothing_acknowledged_is_lost_by_sixty_kills() {
     setup.start().stop();
 
     let start = Instant::now();
-    for kill in 1..=KILLS {
+    let mut early = 0;
+    for kill in 1..=kills {
+        if kill % CHECK_EVERY == 0 {
+            is_sound_or_torn(&setup);
+        }
         if kill % EARLY_EVERY == 0 {
+            early = 1 + random.below(EARLY_IN_A_ROW_MAX);
+        }
+        if early > 0 {
+            early -= 1;
             kill_while_starting(&setup, &mut random);
             continue;
         }
@@ -96,7 +113,8 @@ fn nothing_acknowledged_is_lost_by_sixty_kills() {
         });
         gateway.kill();
     }
-    println!("{KILLS} kills in {:?}", start.elapsed());
+    println!("{kills} kills in {:?}", start.elapsed());
+    is_sound_or_torn(&setup);
 
     let gateway = setup.start();
     let round = Round::default();
@@ -122,8 +140,22 @@ fn nothing_acknowledged_is_lost_by_sixty_kills() {
         "{total} messages of {WRITERS} writers and {} of the library",
         pair.sent_count()
     );
-    assert!(total as u64 > KILLS, "there was no load");
+    assert!(total as u64 > kills, "there was no load");
     gateway.still_serves();
+    gateway.stop();
+    assert_eq!(check(&setup).code, Some(0));
+}
+
+fn check(setup: &Setup) -> Exit {
+    let data = setup.data().display().to_string();
+    let exit = Child::run(&["store", "check", "--data", &data], &[]);
+    println!("{}", exit.out.lines().next().unwrap_or(&exit.err));
+    exit
+}
+
+fn is_sound_or_torn(setup: &Setup) {
+    let exit = check(setup);
+    assert!(matches!(exit.code, Some(0 | 1)), "{}{}", exit.out, exit.err);
 }
 
 /// Somewhere between the start of the program and its ready line, or shortly after.

@@ -2,6 +2,7 @@
 
 mod admin;
 mod child;
+mod disk;
 mod gateway;
 mod peer;
 mod process;
@@ -9,6 +10,7 @@ mod random;
 
 pub(crate) use admin::{Metrics, Page};
 pub(crate) use child::{Child, Exit};
+pub(crate) use disk::SmallDisk;
 pub(crate) use gateway::{Gateway, Setup, unix_s};
 pub(crate) use peer::{Message, Peer, close_code, msg_id_at, new_msg_id, wall_us};
 pub(crate) use process::Process;

@@ -1,6 +1,7 @@
 //! Bad input gets a clear answer and costs nothing else: an error or close code or a start-up
 //! message, a counter, and a gateway that serves the next client as if nothing had been.
 
+mod damage;
 mod disk;
 mod frames;
 mod half_open;
