@@ -29,6 +29,12 @@ const LAYERS: &[Layer] = &[
         in_tests: &["portico-core"],
     },
     Layer {
+        manifest: "gateway/tls/Cargo.toml",
+        package: "portico-tls",
+        depends_on: &["portico-wire"],
+        in_tests: &["portico-tls"],
+    },
+    Layer {
         manifest: "backend-adapters/Cargo.toml",
         package: "portico-backend",
         depends_on: &["portico-wire"],
