@@ -196,6 +196,9 @@ mod tests {
     #[test]
     fn what_is_not_a_certificate_names_nobody() {
         assert_eq!(UriNames.client(&[]), None);
-        assert_eq!(UriNames.client(&[CertificateDer::from(vec![0x30, 0])]), None);
+        assert_eq!(
+            UriNames.client(&[CertificateDer::from(vec![0x30, 0])]),
+            None
+        );
     }
 }

@@ -46,7 +46,9 @@ pub enum Failure {
     OnlyPadding,
     #[error("too many records in a row that carry nothing")]
     FruitlessRecords,
-    #[error("a handshake message other than a key update, or a key update that does not end its record")]
+    #[error(
+        "a handshake message other than a key update, or a key update that does not end its record"
+    )]
     UnexpectedHandshake,
     #[error("a key update that neither asks for one nor does not")]
     BadKeyUpdate,

@@ -11,7 +11,7 @@ use crate::{
     open::Open,
     record::{
         ALERT, APPLICATION_DATA, CHANGE_CIPHER_SPEC, HANDSHAKE, HEADER_BYTES, RECORD_BYTES_MAX,
-        put_plain_alert,
+        RECORD_OVERHEAD, put_plain_alert,
     },
     secret::{Secret, Suite},
     session::Opened,
@@ -25,6 +25,11 @@ use std::{fmt, sync::Arc};
 
 /// What a client may send until its handshake is over, certificates included.
 pub const HANDSHAKE_BYTES_MAX: usize = 32 << 10;
+
+/// Level and description.
+const ALERT_BYTES: usize = 2;
+/// More than the records of any flight.
+const FLIGHT_RECORDS_MAX: usize = 64;
 
 pub(crate) struct Handshake {
     current: Arc<Current>,
@@ -150,11 +155,7 @@ impl Handshake {
             }
         };
         if result.is_err() {
-            // The alert, if rustls has one. It is what rustls looks for first when it is called.
-            let status = rustls.process_tls_records(&mut self.pending);
-            if let Ok(ConnectionState::EncodeTlsData(data)) = status.state {
-                encode(data, out)?;
-            }
+            take_alert(&mut rustls, &mut self.pending, out)?;
         }
         self.answered |= out.len() > before;
         self.rustls = Some(rustls);
@@ -245,6 +246,33 @@ fn encode(
         out.resize(before + required_size, 0);
         let room = out.get_mut(before..).unwrap_or_default();
         data.encode(room).map_err(|_| Failure::Internal)?;
+    }
+    Ok(())
+}
+
+/// Takes what rustls has queued until it failed, of which the alert is the last. It hands that out
+/// before it looks at input; it is not called again behind the alert, since it would look.
+fn take_alert(
+    rustls: &mut UnbufferedServerConnection,
+    pending: &mut [u8],
+    out: &mut Vec<u8>,
+) -> Result<(), End> {
+    for _ in 0..FLIGHT_RECORDS_MAX {
+        let before = out.len();
+        let status = rustls.process_tls_records(pending);
+        let Ok(ConnectionState::EncodeTlsData(data)) = status.state else {
+            break;
+        };
+        encode(data, out)?;
+        let record = out.get(before..).unwrap_or_default();
+        // Nothing else that a server sends encrypted is as short.
+        let is_alert = match record.first() {
+            Some(&APPLICATION_DATA) => record.len() == ALERT_BYTES + RECORD_OVERHEAD,
+            kind => kind == Some(&ALERT),
+        };
+        if is_alert {
+            break;
+        }
     }
     Ok(())
 }

@@ -64,7 +64,7 @@ pub(crate) struct Open {
 
 impl Open {
     /// With the number of records that rustls has received and sent under these secrets.
-    pub(crate) const fn new(suite: Suite, received: (Secret, u64), sent: (Secret, u64)) -> Self {
+    pub(crate) fn new(suite: Suite, received: (Secret, u64), sent: (Secret, u64)) -> Self {
         Self {
             suite,
             received: Half {
@@ -97,8 +97,7 @@ impl Open {
     fn wake(&mut self) -> Result<&Keys, Failure> {
         if self.keys.is_none() {
             let key = |half: &Half| {
-                RecordKey::new(&half.secret, self.suite)
-                    .map_err(|Unspecified| Failure::Internal)
+                RecordKey::new(&half.secret, self.suite).map_err(|Unspecified| Failure::Internal)
             };
             let keys = Keys {
                 received: key(&self.received)?,
@@ -261,11 +260,7 @@ impl Open {
     }
 
     /// Seals as much as fits into the room that `out` has.
-    pub(crate) fn send(
-        &mut self,
-        plaintext: &[u8],
-        out: &mut Vec<u8>,
-    ) -> Result<usize, SendError> {
+    pub(crate) fn send(&mut self, plaintext: &[u8], out: &mut Vec<u8>) -> Result<usize, SendError> {
         if self.closed {
             return Err(SendError::Closed);
         }

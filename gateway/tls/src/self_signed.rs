@@ -26,10 +26,7 @@ impl fmt::Debug for SelfSigned {
 ///
 /// # Errors
 /// A name that is neither, or no random numbers.
-pub fn self_signed(
-    names: &[&str],
-    now: crate::UnixTime,
-) -> Result<SelfSigned, SettingsError> {
+pub fn self_signed(names: &[&str], now: crate::UnixTime) -> Result<SelfSigned, SettingsError> {
     let error = |error: rcgen::Error| SettingsError::SelfSigned {
         reason: error.to_string(),
     };

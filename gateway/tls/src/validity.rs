@@ -63,8 +63,11 @@ fn seconds(kind: u8, text: &[u8]) -> Option<u64> {
     if end != b"Z" || !digits.iter().all(u8::is_ascii_digit) {
         return None;
     }
-    let number =
-        |digits: &[u8]| digits.iter().fold(0, |sum, digit| sum * 10 + u64::from(digit - b'0'));
+    let number = |digits: &[u8]| {
+        digits
+            .iter()
+            .fold(0, |sum, digit| sum * 10 + u64::from(digit - b'0'))
+    };
     let (year, rest) = match (kind, digits.len()) {
         (UTC_TIME, 12) => {
             let (year, rest) = digits.split_at_checked(2)?;
@@ -88,9 +91,8 @@ fn seconds(kind: u8, text: &[u8]) -> Option<u64> {
     if year < 1970 || !in_range {
         return None;
     }
-    let days = days_before_year(year) - days_before_year(1970) + days_before_month(year, month)
-        + day
-        - 1;
+    let days =
+        days_before_year(year) - days_before_year(1970) + days_before_month(year, month) + day - 1;
     Some(((days * 24 + hour) * 60 + minute) * 60 + second)
 }
 

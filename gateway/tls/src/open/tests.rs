@@ -67,8 +67,16 @@ fn what_may_not_come_is_refused_with_its_alert() {
         (HANDSHAKE, &[], Failure::UnexpectedHandshake),
         (HANDSHAKE, &[1, 0, 0, 1], Failure::UnexpectedHandshake),
         (HANDSHAKE, &[4, 0, 0, 0], Failure::UnexpectedHandshake),
-        (HANDSHAKE, &[KEY_UPDATE, 0, 0, 0], Failure::UnexpectedHandshake),
-        (HANDSHAKE, &[KEY_UPDATE, 0, 1, 1], Failure::UnexpectedHandshake),
+        (
+            HANDSHAKE,
+            &[KEY_UPDATE, 0, 0, 0],
+            Failure::UnexpectedHandshake,
+        ),
+        (
+            HANDSHAKE,
+            &[KEY_UPDATE, 0, 1, 1],
+            Failure::UnexpectedHandshake,
+        ),
         (HANDSHAKE, &update_and_more, Failure::UnexpectedHandshake),
         (HANDSHAKE, &[KEY_UPDATE, 0, 0, 1, 2], Failure::BadKeyUpdate),
     ];
@@ -78,7 +86,10 @@ fn what_may_not_come_is_refused_with_its_alert() {
             goes_on(&mut server, &mut client);
             let bytes = sealed(&mut client, *kind, content);
             fails(&mut server, &mut client, bytes, failure.clone());
-            assert_eq!(server.send(b"x", &mut Vec::with_capacity(99)), Err(SendError::Closed));
+            assert_eq!(
+                server.send(b"x", &mut Vec::with_capacity(99)),
+                Err(SendError::Closed)
+            );
         }
     }
 }
@@ -219,12 +230,21 @@ fn a_key_update_that_asks_for_none_is_not_answered() {
 
 #[test]
 fn nothing_comes_between_the_parts_of_a_message() {
-    for (kind, content) in [(APPLICATION_DATA, &b"x"[..]), (APPLICATION_DATA, b""), (ALERT, &[1, 0])] {
+    for (kind, content) in [
+        (APPLICATION_DATA, &b"x"[..]),
+        (APPLICATION_DATA, b""),
+        (ALERT, &[1, 0]),
+    ] {
         let (mut server, mut client) = pair(Suite::Aes128Gcm);
         let bytes = sealed(&mut client, HANDSHAKE, &[KEY_UPDATE]);
         assert_eq!(receive(&mut server, bytes).2, None);
         let bytes = sealed(&mut client, kind, content);
-        fails(&mut server, &mut client, bytes, Failure::UnexpectedHandshake);
+        fails(
+            &mut server,
+            &mut client,
+            bytes,
+            Failure::UnexpectedHandshake,
+        );
     }
 }
 
@@ -258,7 +278,10 @@ fn a_peer_whose_key_is_worn_is_asked_once_to_change_it() {
     assert_eq!(plain, b"one");
     assert_eq!(asked.len(), KEY_UPDATE_BYTES + RECORD_OVERHEAD);
     let bytes = data(&mut client, b"two");
-    assert_eq!(receive(&mut server, bytes), (b"two".to_vec(), Vec::new(), None));
+    assert_eq!(
+        receive(&mut server, bytes),
+        (b"two".to_vec(), Vec::new(), None)
+    );
     let (_, answer, _) = receive(&mut client, asked);
     assert_eq!(client.sent.sequence, 0);
     assert_eq!(receive(&mut server, answer), (Vec::new(), Vec::new(), None));
@@ -290,7 +313,7 @@ fn records_that_carry_nothing_are_bounded() {
     ];
     for (kind, content) in empty {
         let (mut server, mut client) = pair(Suite::Aes128Gcm);
-        let mut fruitless = |server: &mut Open, client: &mut Open| {
+        let fruitless = |server: &mut Open, client: &mut Open| {
             let bytes = sealed(client, *kind, content);
             if *kind == HANDSHAKE {
                 step_sent(client);
@@ -318,7 +341,10 @@ fn after_the_peer_has_closed_we_may_still_send() {
     client.close(&mut bytes);
     bytes.extend_from_slice(b"ignored");
     let (plain, out, ended) = receive(&mut server, bytes);
-    assert_eq!((plain.as_slice(), ended), (&b"last words"[..], Some(End::PeerClosed)));
+    assert_eq!(
+        (plain.as_slice(), ended),
+        (&b"last words"[..], Some(End::PeerClosed))
+    );
     assert!(out.is_empty());
     assert_eq!(receive(&mut server, vec![0; 100]).2, None, "said once");
     let mut out = data(&mut server, b"answer");
@@ -327,7 +353,10 @@ fn after_the_peer_has_closed_we_may_still_send() {
     server.close(&mut out);
     assert_eq!(out.len(), length, "said once");
     let (plain, _, ended) = receive(&mut client, out);
-    assert_eq!((plain.as_slice(), ended), (&b"answer"[..], Some(End::PeerClosed)));
+    assert_eq!(
+        (plain.as_slice(), ended),
+        (&b"answer"[..], Some(End::PeerClosed))
+    );
 }
 
 #[test]
@@ -341,7 +370,10 @@ fn after_we_have_closed_we_still_receive_but_send_nothing() {
     let mut bytes = Vec::new();
     client.update_key(true, &mut bytes).expect("sealed");
     bytes.extend(data(&mut client, b"text"));
-    assert_eq!(receive(&mut server, bytes), (b"text".to_vec(), Vec::new(), None));
+    assert_eq!(
+        receive(&mut server, bytes),
+        (b"text".to_vec(), Vec::new(), None)
+    );
     // Not even an alert.
     let (_, out, ended) = receive(&mut server, vec![0; 9]);
     assert_eq!(ended, Some(End::Failed(Failure::UnexpectedRecord)));
@@ -409,6 +441,10 @@ fn arbitrary_content_ends_in_order() {
                 break;
             }
         }
-        assert!(out.len() <= 8 * (KEY_UPDATE_BYTES + RECORD_OVERHEAD), "{}", out.len());
+        assert!(
+            out.len() <= 8 * (KEY_UPDATE_BYTES + RECORD_OVERHEAD),
+            "{}",
+            out.len()
+        );
     }
 }

@@ -6,7 +6,7 @@ use portico_tls::{
     UriNames,
 };
 use portico_wire::ids::{DeviceId, UserId};
-use rcgen::{BasicConstraints, CertificateParams, IsCa, Issuer, KeyPair, SanType};
+use rcgen::{BasicConstraints, CertificateParams, DnType, IsCa, Issuer, KeyPair, SanType};
 use rustls::{
     ClientConfig,
     pki_types::{PrivateKeyDer, PrivatePkcs8KeyDer},
@@ -20,9 +20,11 @@ struct Authority {
 }
 
 impl Authority {
-    fn new() -> Self {
+    /// Two of one name would be taken for each other, until signatures are checked.
+    fn new(name: &str) -> Self {
         let key = KeyPair::generate().expect("a key");
         let mut params = CertificateParams::default();
+        params.distinguished_name.push(DnType::CommonName, name);
         params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
         let pem = params.self_signed(&key).expect("a certificate").pem();
         Self {
@@ -58,7 +60,7 @@ impl Authority {
 #[test]
 fn a_client_certificate_names_its_user_also_when_resumed() {
     let mut server = Server::new();
-    let authority = Authority::new();
+    let authority = Authority::new("ours");
     server.settings.clients = Some(authority.clients(true));
     let acceptor = Acceptor::new(&server.settings).expect("good settings");
     let config = authority.client(&server, "portico:user:7:device:3");
@@ -77,7 +79,7 @@ fn a_client_certificate_names_its_user_also_when_resumed() {
 #[test]
 fn who_shows_no_certificate_a_foreign_one_or_an_unknown_name_is_refused() {
     let mut server = Server::new();
-    let authority = Authority::new();
+    let authority = Authority::new("ours");
     server.settings.clients = Some(authority.clients(true));
     let acceptor = Acceptor::new(&server.settings).expect("good settings");
     let refused = |config: &Arc<ClientConfig>| {
@@ -92,7 +94,7 @@ fn who_shows_no_certificate_a_foreign_one_or_an_unknown_name_is_refused() {
     };
     let (_, heard) = refused(&Arc::new(server.client(&[])));
     assert_eq!(heard, rustls::AlertDescription::CertificateRequired);
-    let (_, heard) = refused(&Authority::new().client(&server, "portico:user:7"));
+    let (_, heard) = refused(&Authority::new("foreign").client(&server, "portico:user:7"));
     assert_eq!(heard, rustls::AlertDescription::UnknownCA);
     let (ended, heard) = refused(&authority.client(&server, "https://example.org"));
     assert_eq!(ended, End::Failed(Failure::UnknownClient));
@@ -109,9 +111,12 @@ fn a_ticket_does_not_stand_for_a_certificate() {
     let mut server = Server::new();
     let config = Arc::new(server.client(&[]));
     Pair::open(&server.acceptor, &config);
-    let authority = Authority::new();
+    let authority = Authority::new("ours");
     server.settings.clients = Some(authority.clients(false));
-    server.acceptor.reload(&server.settings).expect("good settings");
+    server
+        .acceptor
+        .reload(&server.settings)
+        .expect("good settings");
     let mut pair = Pair::open(&server.acceptor, &config);
     assert!(!pair.opened.take().expect("open").resumed);
     let mut pair = Pair::open(&server.acceptor, &config);
@@ -164,13 +169,30 @@ fn what_is_wrong_with_a_file_is_said_with_its_name() {
         (&empty, &key, &empty, "holds no certificate"),
         (&key, &key, &key, "holds no certificate"),
         (&certificate, &empty, &empty, "holds no private key"),
-        (&certificate, &certificate, &certificate, "holds no private key"),
-        (&certificate, &other_key, &other_key, "is not the key of the first certificate"),
+        (
+            &certificate,
+            &certificate,
+            &certificate,
+            "holds no private key",
+        ),
+        (
+            &certificate,
+            &other_key,
+            &other_key,
+            "is not the key of the first certificate",
+        ),
         (&torn, &key, &torn, "is not PEM: a block has no END line"),
         (&bad, &key, &bad, "certificate 1 cannot be parsed"),
-        (&certificate, &odd_key, &odd_key, "of a kind that is not supported"),
+        (
+            &certificate,
+            &odd_key,
+            &odd_key,
+            "of a kind that is not supported",
+        ),
     ] {
-        let error = Identity::read(certificate, key).expect_err(says).to_string();
+        let error = Identity::read(certificate, key)
+            .expect_err(says)
+            .to_string();
         let name = names.display().to_string();
         assert!(error.contains(says) && error.contains(&name), "{error}");
         let secret = one.key.lines().nth(1).expect("a line of the key");
@@ -178,14 +200,23 @@ fn what_is_wrong_with_a_file_is_said_with_its_name() {
     }
     let short = folder.file("secret", [1; 31]);
     let error = TicketSecret::read(&short).expect_err("31 bytes");
-    assert!(matches!(error, SettingsError::TicketSecretLength { bytes: 31, .. }));
+    assert!(matches!(
+        error,
+        SettingsError::TicketSecretLength { bytes: 31, .. }
+    ));
     assert!(TicketSecret::read(&folder.file("secret", [1; 32])).is_ok());
     let clients = Clients::read(&bad, true, Arc::new(UriNames)).expect("parsed when used");
     let server = Server::new();
     let mut settings = server.settings.clone();
     settings.clients = Some(clients);
-    let error = server.acceptor.reload(&settings).expect_err("no certificate");
-    assert!(error.to_string().contains("bad.pem: certificate 1"), "{error}");
+    let error = server
+        .acceptor
+        .reload(&settings)
+        .expect_err("no certificate");
+    assert!(
+        error.to_string().contains("bad.pem: certificate 1"),
+        "{error}"
+    );
     Pair::open(&server.acceptor, &Arc::new(server.client(&[]))).talks();
 }
 

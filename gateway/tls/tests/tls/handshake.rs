@@ -1,7 +1,9 @@
 //! Handshakes, tickets and talk with rustls' client.
 
 use crate::common::{Pair, Server};
-use portico_tls::{Acceptor, End, Form, Suite, TICKET_PERIOD_S, TicketSecret, TimeProvider, UnixTime};
+use portico_tls::{
+    Acceptor, End, Form, Suite, TICKET_PERIOD_S, TicketSecret, TimeProvider, UnixTime,
+};
 use rustls::{
     HandshakeKind, SupportedCipherSuite,
     crypto::ring::cipher_suite::{
@@ -41,7 +43,10 @@ fn any_chunking_and_suite_opens_and_talks_also_when_hibernating() {
             (pair.up, pair.down) = (Vec::new(), Vec::new());
             pair.client_says(&long);
             pair.server_says(&long);
-            assert!(pair.up == long && pair.down == long, "{expected:?} by {chunk}");
+            assert!(
+                pair.up == long && pair.down == long,
+                "{expected:?} by {chunk}"
+            );
             pair.client.refresh_traffic_keys().expect("open");
             pair.run();
             pair.talks();
@@ -122,7 +127,9 @@ fn tickets_resume_here_on_other_nodes_and_after_a_restart_until_they_are_old() {
         assert!(!resumed(&acceptor));
         assert!(resumed(&acceptor));
         assert!(resumed(&other_node));
-        assert!(resumed(&Acceptor::new(&server.settings).expect("good settings")));
+        assert!(resumed(
+            &Acceptor::new(&server.settings).expect("good settings")
+        ));
         // rustls' client forgets a ticket after its lifetime; ours are good for it.
         let passes = |seconds| clock.0.fetch_add(seconds, Ordering::Relaxed);
         passes(u64::from(TICKET_PERIOD_S) - 10);
@@ -144,13 +151,23 @@ fn settings_are_changed_under_open_sessions() {
     let mut halfway = Pair::new(&server.acceptor, &config);
     let renewed = Server::new();
     let clone = server.acceptor.clone();
-    server.acceptor.reload(&renewed.settings).expect("good settings");
+    server
+        .acceptor
+        .reload(&renewed.settings)
+        .expect("good settings");
     before.talks();
     halfway.run();
     halfway.talks();
     Pair::open(&clone, &Arc::new(renewed.client(&[]))).talks();
     let mut refused = Pair::new(&clone, &Arc::new(server.client(&[])));
     refused.run();
-    assert!(refused.client_error.is_some(), "the old certificate is gone");
-    assert!(matches!(refused.ended, Some(End::PeerAlert(_))), "{:?}", refused.ended);
+    assert!(
+        refused.client_error.is_some(),
+        "the old certificate is gone"
+    );
+    assert!(
+        matches!(refused.ended, Some(End::PeerAlert(_))),
+        "{:?}",
+        refused.ended
+    );
 }

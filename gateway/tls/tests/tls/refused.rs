@@ -46,7 +46,10 @@ fn what_is_not_tls_is_refused_at_its_first_bytes() {
                 assert_eq!(received.plaintext, 0);
                 ended = received.ended.or(ended);
             }
-            assert!(matches!(ended, Some(End::Failed(_))), "{bytes:?}: {ended:?}");
+            assert!(
+                matches!(ended, Some(End::Failed(_))),
+                "{bytes:?}: {ended:?}"
+            );
             assert_eq!(alert(&out), *expected, "{bytes:?}");
             assert_eq!(session.form(), Form::Ended);
             assert_eq!(session.send(b"x", &mut out), Err(SendError::Closed));
@@ -64,7 +67,10 @@ fn a_client_of_another_protocol_is_told_so() {
     let heard = pair.client_error.expect("refused");
     let expected = rustls::AlertDescription::NoApplicationProtocol;
     assert_eq!(heard, rustls::Error::AlertReceived(expected));
-    assert!(matches!(pair.ended, Some(End::Failed(Failure::Handshake(_)))));
+    assert!(matches!(
+        pair.ended,
+        Some(End::Failed(Failure::Handshake(_)))
+    ));
 }
 
 #[test]
@@ -137,7 +143,11 @@ fn broken_hellos_and_garbage_neither_panic_nor_grow() {
     for round in 0..3_000 {
         let mut bytes = hello.clone();
         match round % 3 {
-            0 => bytes = (0..random.below(400)).map(|_| random.next() as u8).collect(),
+            0 => {
+                bytes = (0..random.below(400))
+                    .map(|_| random.next() as u8)
+                    .collect()
+            }
             1 => {
                 for _ in 0..=random.below(3) {
                     let place = random.below(bytes.len());
@@ -180,9 +190,15 @@ fn what_a_client_sends_broken_in_the_middle_never_opens_a_session() {
         bytes[place] ^= 1 << random.below(8);
         let out = pair.to_server(&bytes);
         assert!(pair.opened.is_none());
-        assert!(matches!(pair.ended, Some(End::Failed(Failure::Handshake(_)))));
+        assert!(matches!(
+            pair.ended,
+            Some(End::Failed(Failure::Handshake(_)))
+        ));
         pair.to_client(&out);
         let expected = rustls::AlertDescription::BadRecordMac;
-        assert_eq!(pair.client_error, Some(rustls::Error::AlertReceived(expected)));
+        assert_eq!(
+            pair.client_error,
+            Some(rustls::Error::AlertReceived(expected))
+        );
     }
 }
