@@ -117,7 +117,7 @@ const fn days_before_month(year: u64, month: u64) -> u64 {
         11 => 304,
         _ => 334,
     };
-    let leap = year % 4 == 0 && (year % 100 != 0 || year % 400 == 0);
+    let leap = year.is_multiple_of(4) && (!year.is_multiple_of(100) || year.is_multiple_of(400));
     common + (leap && month > 2) as u64
 }
 

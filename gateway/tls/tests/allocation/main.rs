@@ -55,9 +55,9 @@ fn sessions_are_small() {
             let mut hello = Vec::new();
             pair.client.write_tls(&mut hello).expect("memory");
             let start = live();
-            let out = pair.to_server(&hello);
+            let out = pair.server_gets(&hello);
             largest_handshake = largest_handshake.max(live() - start - out.capacity() as i64);
-            pair.to_client(&out);
+            pair.client_gets(&out);
             pair.run();
             pair.talks();
             assert_eq!(pair.session.form(), Form::Open);

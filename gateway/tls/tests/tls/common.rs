@@ -111,15 +111,15 @@ impl Pair {
             while self.client.wants_write() {
                 self.client.write_tls(&mut bytes).expect("memory");
             }
-            let out = self.to_server(&bytes);
-            self.to_client(&out);
+            let out = self.server_gets(&bytes);
+            self.client_gets(&out);
             if bytes.is_empty() && out.is_empty() {
                 return;
             }
         }
     }
 
-    pub(crate) fn to_server(&mut self, bytes: &[u8]) -> Vec<u8> {
+    pub(crate) fn server_gets(&mut self, bytes: &[u8]) -> Vec<u8> {
         let mut out = Vec::new();
         for part in bytes.chunks(self.chunk) {
             self.held.extend_from_slice(part);
@@ -140,7 +140,7 @@ impl Pair {
         out
     }
 
-    pub(crate) fn to_client(&mut self, mut bytes: &[u8]) {
+    pub(crate) fn client_gets(&mut self, mut bytes: &[u8]) {
         while !bytes.is_empty() && self.client_error.is_none() {
             if self.client.read_tls(&mut bytes).expect("memory") == 0 {
                 break;
@@ -163,7 +163,7 @@ impl Pair {
     pub(crate) fn server_says(&mut self, text: &[u8]) {
         let mut out = Vec::with_capacity(portico_tls::sealed_len(text.len()) + 27);
         assert_eq!(self.session.send(text, &mut out), Ok(text.len()));
-        self.to_client(&out);
+        self.client_gets(&out);
         self.run();
     }
 

@@ -88,7 +88,7 @@ fn both_sides_close() {
     let mut out = Vec::with_capacity(200);
     assert_eq!(pair.session.send(b"still", &mut out), Ok(5));
     pair.session.close(&mut out);
-    pair.to_client(&out);
+    pair.client_gets(&out);
     assert_eq!(pair.down, b"still");
     let state = pair.client.process_new_packets().expect("an orderly end");
     assert!(state.peer_has_closed());

@@ -179,8 +179,8 @@ fn what_a_client_sends_broken_in_the_middle_never_opens_a_session() {
         let mut pair = Pair::new(&server.acceptor, &config);
         let mut bytes = Vec::new();
         pair.client.write_tls(&mut bytes).expect("memory");
-        let out = pair.to_server(&bytes);
-        pair.to_client(&out);
+        let out = pair.server_gets(&bytes);
+        pair.client_gets(&out);
         bytes.clear();
         while pair.client.wants_write() {
             pair.client.write_tls(&mut bytes).expect("memory");
@@ -188,13 +188,13 @@ fn what_a_client_sends_broken_in_the_middle_never_opens_a_session() {
         // The record of the client's Finished comes after the one byte of change_cipher_spec.
         let place = 6 + 5 + random.below(bytes.len() - 11);
         bytes[place] ^= 1 << random.below(8);
-        let out = pair.to_server(&bytes);
+        let out = pair.server_gets(&bytes);
         assert!(pair.opened.is_none());
         assert!(matches!(
             pair.ended,
             Some(End::Failed(Failure::Handshake(_)))
         ));
-        pair.to_client(&out);
+        pair.client_gets(&out);
         let expected = rustls::AlertDescription::BadRecordMac;
         assert_eq!(
             pair.client_error,
