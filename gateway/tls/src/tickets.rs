@@ -7,8 +7,9 @@
 //! What a client had to prove goes into the keys too. A ticket earned where no certificate was
 //! asked for is worthless where one is, and so are all tickets when the authorities change.
 //!
-//! Who has the secret can open tickets, and pretend to be the server to clients that resume. It
-//! cannot read recorded sessions: resumption always comes with a new key exchange (psk_dhe_ke).
+//! Who has the secret can pretend to be the server to clients that resume, and can make tickets that
+//! name any client where certificates are accepted: it is as precious as the server's key. Recorded
+//! sessions stay closed, since resumption always comes with a new key exchange (psk_dhe_ke).
 
 use crate::end::SettingsError;
 use ring::{
