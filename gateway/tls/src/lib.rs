@@ -15,7 +15,7 @@
 //! rustls does the handshake: negotiation, certificates, transcript, key schedule, tickets. The two
 //! application traffic secrets then leave it (`capture`), and it is dropped; records, key
 //! updates and alerts after the handshake are handled here, over the ciphers of ring.
-//! docs/decisions/0014-tls-record-layer.md says why.
+//! docs/decisions/0015-tls-record-layer.md says why.
 //!
 //! # Invariants
 //! - Plaintext is handed out only after its record was authenticated.
