@@ -90,8 +90,7 @@ pub fn run_printed(seed: u64, options: &Options) -> Outcome {
 
 /// What happened last to those whom a failure is about.
 fn tell(seed: u64, options: &Options) -> String {
-    const LINES_MAX: usize = 40;
     let mut world = World::new(seed, options, Story::Kept(Default::default()));
     let about = world.live_on(options).map(|failure| failure.about);
-    world.story.about(&about.unwrap_or_default(), LINES_MAX)
+    world.story.about(&about.unwrap_or_default())
 }

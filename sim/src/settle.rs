@@ -4,6 +4,7 @@
 use crate::{
     Options,
     checker::Failure,
+    device::Device,
     event::Event,
     plan::StoreMood,
     world::{Outcome, World},
@@ -84,7 +85,7 @@ impl World {
             return;
         }
         self.checker.check_inboxes(&self.devices, &self.stage);
-        self.checker.check_order(&self.devices);
+        self.checker.check_order(&self.devices, self.plan.reorder);
         self.checker.check_marks(&self.devices, &self.stage);
         if self.checker.failure().is_none() {
             self.whisper();
@@ -126,6 +127,9 @@ impl World {
             }
             let name = device.name();
             let what = match device.phase() {
+                Phase::Live if !self.is_connected(device) => {
+                    format!("{name} has not noticed that its connection is gone")
+                }
                 Phase::Live if device.unsent() > 0 => {
                     format!("{name} has {} messages without SENT", device.unsent())
                 }
@@ -141,6 +145,11 @@ impl World {
         let name = self.devices[at].name();
         let what = format!("m{number} got SENT and is not with {name}");
         Some((what, vec![format!("m{number}"), name]))
+    }
+
+    fn is_connected(&self, device: &Device) -> bool {
+        let line = device.line.map(|line| &self.lines[line]);
+        line.is_some_and(|line| line.seat.is_some() && !line.up.is_cut() && !line.down.is_cut())
     }
 
     fn count(&self, counter: Counter) -> u64 {

@@ -26,20 +26,31 @@ impl Story {
         }
     }
 
-    /// The last `most` lines that name one of these.
-    pub(crate) fn about(&self, names: &[String], most: usize) -> String {
+    /// All lines that name one of these messages, and the last of those that name a device.
+    pub(crate) fn about(&self, names: &[String]) -> String {
+        const DEVICE_LINES_MAX: usize = 20;
         let Self::Kept(lines) = self else {
             return String::new();
         };
         let lines = lines.borrow();
-        let names_it = |line: &&String| {
-            let mut words = line.split(|c: char| !(c.is_alphanumeric() || c == '.'));
-            words.any(|word| names.iter().any(|name| name == word)) || line.contains("gateway:")
-        };
-        let mut last: Vec<&String> = lines.iter().rev().filter(names_it).take(most).collect();
-        last.reverse();
+        let is_message = |name: &&String| name.starts_with('m');
+        let (messages, devices): (Vec<&String>, Vec<&String>) = names.iter().partition(is_message);
+        let mut left = DEVICE_LINES_MAX;
+        let mut told = Vec::new();
+        for line in lines.iter().rev() {
+            let names = |all: &[&String]| {
+                let mut words = line.split(|c: char| !(c.is_alphanumeric() || c == '.'));
+                words.any(|word| all.iter().any(|name| name.as_str() == word))
+            };
+            if names(&messages) || line.contains("gateway:") {
+                told.push(line);
+            } else if left > 0 && names(&devices) {
+                left -= 1;
+                told.push(line);
+            }
+        }
         let mut text = String::new();
-        for line in last {
+        for line in told.iter().rev() {
             let _ = writeln!(text, "  {line}");
         }
         text

@@ -501,7 +501,7 @@ impl Shard {
         result: Result<ConvSeq, StoreError>,
         cx: &mut Turn<'_>,
     ) {
-        self.lane.settle(place, result.is_ok());
+        self.lane.settle(place, result.map(|_| ()));
         self.show_visible(cx);
         self.answer_direct(origin, token, result, cx);
     }
@@ -566,7 +566,7 @@ impl Shard {
         result: Result<(), StoreError>,
         cx: &mut Turn<'_>,
     ) {
-        self.lane.settle(place, result.is_ok());
+        self.lane.settle(place, result);
         self.show_visible(cx);
         match result {
             Ok(()) => self.finish_send(token, cx),

@@ -27,10 +27,21 @@ impl Shard {
                 if pending.is_durable() {
                     self.show(index, &pending, cx);
                 } else {
-                    // It may be in the store all the same.
-                    self.conns[index as usize].head = pending.seq;
+                    self.pass_over(index, &pending, cx);
                 }
             }
+        }
+    }
+
+    /// One that failed. If it may be in the store all the same, its readers look there before they go
+    /// on: their cursors must not pass what exists, nor count it as delivered.
+    fn pass_over(&mut self, index: u32, pending: &Pending, cx: &mut Turn<'_>) {
+        let id = self.id_of(index);
+        let conn = &mut self.conns[index as usize];
+        conn.head = pending.seq;
+        if pending.is_doubtful() && conn.phase == Phase::Open && conn.source == Source::Live {
+            conn.source = Source::Behind;
+            self.pull(id, cx);
         }
     }
 

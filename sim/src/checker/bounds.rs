@@ -37,7 +37,9 @@ impl Checker {
                 "attempts" => most,
                 "outgoing_bytes" => (limits.store_bytes_max + ENVELOPE_BYTES_MAX) as u64,
                 "output_bytes" => gauges.connections * limits.outbox_bytes_max as u64,
-                "windows" | "page_retries" => gauges.connections.max(value.min(1)),
+                "windows" => gauges.connections,
+                // Those of connections that have ended stay until their half second is over.
+                "page_retries" => gauges.connections + u64::from(limits.logins_per_s) / 2,
                 _ => continue,
             };
             bounds.push((name, value, most));

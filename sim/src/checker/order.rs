@@ -31,8 +31,10 @@ impl Checker {
     }
 
     /// At the end: messages that were accepted at the first attempt stand in the order of saying,
-    /// and came in this order. (A later attempt takes a later place, if the first came to nothing.)
-    pub(crate) fn check_order(&mut self, devices: &[Device]) {
+    /// and came in this order. (A later attempt takes a later place, if the first came to nothing. The
+    /// sender's other devices get a copy once the message is stored: where a store answers out of
+    /// order, `reorder`, so do they.)
+    pub(crate) fn check_order(&mut self, devices: &[Device], reorder: bool) {
         let mut latest = FxHashMap::<(usize, UserId), (ConvSeq, usize)>::default();
         let mut broken = None;
         for (number, letter) in self.letters.iter().enumerate() {
@@ -52,18 +54,19 @@ impl Checker {
             return self.fail(2, what, &about);
         }
         for device in devices {
-            self.check_arrival(device);
+            self.check_arrival(device, reorder);
         }
     }
 
-    fn check_arrival(&mut self, device: &Device) {
+    fn check_arrival(&mut self, device: &Device, reorder: bool) {
         let mut latest = FxHashMap::<(usize, UserId), (ConvSeq, usize)>::default();
         for shown in &device.disk.known {
             let Some(number) = self.by_key.get(&shown.key).copied() else {
                 continue;
             };
             let letter = &self.letters[number];
-            if letter.sent.is_none() || !is_plain(letter) {
+            let is_copy = letter.to != device.user;
+            if letter.sent.is_none() || !is_plain(letter) || (is_copy && reorder) {
                 continue;
             }
             let last = latest.insert((letter.from, letter.to), (shown.conv_seq, number));
