@@ -18,8 +18,9 @@ use std::hash::Hasher;
 /// network is noticed by a PING after 300 s and its silence of 10 s, the next attempt waits 75 s, and a
 /// message that was refused rests 60 s.
 const CONVERGE_US: u64 = 500_000_000;
-/// Marks and positions are written behind, four flushes of 250 ms, and once more if that was refused.
-const WRITTEN_US: u64 = 5_000_000;
+/// Marks and positions are written behind, four flushes of 250 ms, and once more if that was refused;
+/// not before the last answer of a store that took its time, up to 15 s.
+const WRITTEN_US: u64 = 20_000_000;
 /// A gateway notices a vanished client by its silence: twice the longest heartbeat and 15 s.
 const FORGOTTEN_US: u64 = 620_000_000;
 /// Between two looks.
