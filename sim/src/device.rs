@@ -15,8 +15,10 @@ use portico_client::{
     Event as Told, Login, Now, Phase, SendOptions, Session, SessionState, Settings, plain_envelope,
 };
 use portico_wire::{
-    CloseCode, ErrorCode,
+    CloseCode, ErrorCode, Flags, Op,
     ids::{ConvSeq, DeviceId, MsgId, Seq, UserId},
+    message::Hello,
+    next_frame,
 };
 use rustc_hash::{FxHashMap, FxHashSet, FxHasher};
 use std::{hash::Hasher, sync::Arc};
@@ -753,10 +755,38 @@ impl World {
                 && !output.is_empty()
             {
                 self.checker.written(at, &self.devices[at], &output);
+                self.note_written(at, &output);
                 self.write_up(line, output);
             }
         }
         self.set_timer(at);
+    }
+
+    fn note_written(&self, at: usize, output: &[u8]) {
+        let mut rest = output;
+        while self.story.is_told()
+            && let Ok(Some(frame)) = next_frame(rest, usize::MAX)
+        {
+            rest = &rest[frame.bytes().len()..];
+            let (name, user) = (self.devices[at].name(), self.devices[at].user);
+            let Some(op) = frame.known_op() else {
+                continue;
+            };
+            self.note(|| match (op, frame.route()) {
+                (Op::Send, Some(route)) => {
+                    let letter = self.checker.name_of(user, route.msg_id);
+                    let retry = frame.flags().contains(Flags::RETRY);
+                    let again = if retry { " with RETRY" } else { "" };
+                    format!("{name}: sends {letter}{again}")
+                }
+                (Op::Hello, _) => {
+                    let last_seq = Hello::decode(frame.body()).map_or(Seq(0), |it| it.last_seq);
+                    format!("{name}: says HELLO from {last_seq}")
+                }
+                (Op::Ack, _) => format!("{name}: acknowledges {}", frame.seq_header().seq),
+                _ => format!("{name}: sends {}", op.name()),
+            });
+        }
     }
 
     fn set_timer(&mut self, at: usize) {

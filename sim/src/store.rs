@@ -18,13 +18,13 @@ use crate::{canary::Canary, event::Event, plan::StoreMood, random::Random, slots
 use portico_backend::{
     Backend, Completion, Error, Family, Kind, Limits, Request, Sink,
     memory::Store,
-    messages::{Cmd, Item, Messages, Reply, Watermark},
+    messages::{Cmd, InboxRef, Item, Messages, Reply, Watermark},
 };
 use portico_core::{
     Input,
     store::{StoreError, StoreReply, StoreRequest, StoreToken},
 };
-use portico_wire::ids::{ConvId, ConvSeq, Seq, UserId};
+use portico_wire::ids::{ConvId, ConvSeq, DeviceId, Seq, UserId};
 use std::{
     collections::VecDeque,
     fmt,
@@ -314,11 +314,39 @@ impl World {
 
     fn apply(&mut self, cmd: Cmd) -> Result<Reply, Error> {
         self.checker.applied(&cmd);
+        self.note_applied(&cmd);
         let result = self.stage.ask(cmd);
         if let Err(error) = &result {
             self.checker.refused_by_store(error);
         }
         result
+    }
+
+    fn note_applied(&self, cmd: &Cmd) {
+        self.note(|| match cmd {
+            Cmd::Append { entry, refs, .. } => {
+                let letter = self.checker.name_of(entry.sender, entry.msg_id);
+                let places = refs.iter().map(|to| format!("{} for user {}", to.seq, to.user));
+                let places: Vec<String> = places.collect();
+                format!("store: {letter} at {}, {}", entry.conv_seq, places.join(", "))
+            }
+            Cmd::AddRefs { refs } => {
+                let name = |to: &InboxRef| {
+                    let letter = self.checker.name_at(to.conv, to.conv_seq);
+                    format!("{letter} again, {} for user {}", to.seq, to.user)
+                };
+                let places: Vec<String> = refs.iter().map(name).collect();
+                format!("store: {}", places.join(", "))
+            }
+            Cmd::SetCursors { cursors } => {
+                let name = |(user, device, seq): &(UserId, DeviceId, Seq)| {
+                    format!("{user}.{device} has all up to {seq}")
+                };
+                let cursors: Vec<String> = cursors.iter().map(name).collect();
+                format!("store: {}", cursors.join(", "))
+            }
+            other => format!("store: {other:?}"),
+        });
     }
 
     pub(crate) fn read(&mut self, at: usize) {

@@ -462,6 +462,9 @@ impl Shard {
             Place::At(conv_seq) => (conv_seq, false),
             Place::Existing(conv_seq) => (conv_seq, true),
         };
+        // The clock may have been set back between the two shards' numbers: a reader's inbox is never
+        // behind what stands in it, or a READ of it would point into the future.
+        self.seq.observe(conv_seq.0);
         let to = draft.to;
         let reference = InboxRef {
             user: to,

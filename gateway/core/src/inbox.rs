@@ -224,22 +224,25 @@ impl Shard {
     /// A page ended at the end of the inbox as it stood at `visible`.
     pub(crate) fn catch_up(&mut self, id: ConnId, visible: Seq, cx: &mut Turn<'_>) {
         let renewal = self.renewal_seq(cx);
+        let newest = self.lane.newest();
         let Some(conn) = self.conn_mut(id) else {
             return;
         };
         // What the client knows of, or what was passed over on its behalf: where nothing was, SYNCED
-        // tells it the position it has, and there is nothing to acknowledge.
+        // tells it the position it has, and there is nothing to acknowledge. Never a number that is
+        // not in the store: it may be given again after a restart.
         let mut up_to = conn.sent.max(conn.acked);
-        conn.sent = conn.sent.max(visible);
-        if conn.head > conn.sent {
+        let reached = conn.sent.max(visible);
+        if conn.head > reached {
             // Something came while the page was read.
             return;
         }
+        conn.sent = reached;
         conn.source = Source::Live;
         if !conn.notes.synced {
             conn.notes.synced = true;
             if up_to != Seq(0) && up_to < renewal {
-                up_to = conn.sent;
+                up_to = up_to.max(newest);
             }
             let replayed = conn.replayed;
             self.write(id, cx, |out, _| put_synced(out, up_to, replayed));

@@ -68,6 +68,7 @@ pub(crate) struct Lane {
     /// Place of the front.
     first: u64,
     visible: Seq,
+    newest: Seq,
 }
 
 impl GiveBack for Lane {
@@ -84,12 +85,18 @@ impl Lane {
             stuck_bytes: 0,
             first: 0,
             visible,
+            newest: visible,
         }
     }
 
     /// Everything of this shard up to here is settled and visible to a read submitted now.
     pub(crate) const fn visible(&self) -> Seq {
         self.visible
+    }
+
+    /// The greatest number that is in the store for certain, or the one that this life began above.
+    pub(crate) const fn newest(&self) -> Seq {
+        self.newest
     }
 
     /// The smallest number whose fate is open: a reader that goes on to it or beyond could miss it.
@@ -141,6 +148,9 @@ impl Lane {
         self.first += 1;
         self.stuck_bytes -= pending.body_bytes();
         self.visible = pending.seq;
+        if pending.is_durable() {
+            self.newest = pending.seq;
+        }
         Some(pending)
     }
 }

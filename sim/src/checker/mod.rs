@@ -129,6 +129,13 @@ impl Checker {
         }
     }
 
+    pub(crate) fn name_at(&self, conv: ConvId, at: ConvSeq) -> String {
+        match self.places.get(&(conv, at)) {
+            Some(number) => format!("m{number}"),
+            None => format!("{conv:?} at {at}"),
+        }
+    }
+
     /// Ephemeral messages that were shown.
     pub(crate) fn whispers(&self) -> usize {
         self.whispers.len()
