@@ -471,7 +471,10 @@ impl World {
 
     /// Does what follows from the session's words, then lets out what it has to say.
     fn heed(&mut self, at: usize, words: Vec<Word>) {
-        for word in words {
+        // What it shows is safe before anything that follows from it goes out.
+        let is_message = |word: &Word| matches!(word, Word::Message { .. });
+        let (messages, others): (Vec<_>, Vec<_>) = words.into_iter().partition(is_message);
+        for word in messages.into_iter().chain(others) {
             self.heed_word(at, word);
         }
         let device = &mut self.devices[at];

@@ -2,7 +2,7 @@
 //! not, acknowledged by one number.
 
 use crate::{
-    conn::{ConnId, InFlight, Phase, Source, Traffic},
+    conn::{ConnId, InFlight, Phase, Replay, Source, Traffic},
     lane::Pending,
     metrics::Counter,
     shard::{Purpose, Shard, Turn},
@@ -210,15 +210,28 @@ impl Shard {
                 complete = false;
                 break;
             } else {
-                conn.replayed += u32::from(!conn.notes.synced);
+                conn.replayed += u32::from(conn.notes.replay != Replay::Done);
                 self.push(id, *seq, entry, cx);
                 self.counters.bump(Counter::Replayed);
             }
         }
+        self.write_claim(id, complete, cx);
         if complete {
             self.catch_up(id, visible, cx);
         }
         self.pull(id, cx);
+    }
+
+    /// What a client said of itself at login is written when the replay has passed it.
+    fn write_claim(&mut self, id: ConnId, complete: bool, cx: &mut Turn<'_>) {
+        if let Some(conn) = self.conn_mut(id)
+            && conn.notes.replay == Replay::Claims
+            && (complete || conn.sent >= conn.acked)
+        {
+            conn.notes.replay = Replay::Runs;
+            let (user, device, has) = (conn.user, conn.device, conn.acked);
+            self.save_cursor(user, device, has, cx);
+        }
     }
 
     /// A page ended at the end of the inbox as it stood at `visible`.
@@ -239,8 +252,8 @@ impl Shard {
         }
         conn.sent = reached;
         conn.source = Source::Live;
-        if !conn.notes.synced {
-            conn.notes.synced = true;
+        if conn.notes.replay != Replay::Done {
+            conn.notes.replay = Replay::Done;
             if up_to != Seq(0) && up_to < renewal {
                 up_to = up_to.max(newest);
             }

@@ -3,7 +3,7 @@
 
 use crate::{
     absent::Known,
-    conn::{Conn, ConnId, Phase, Source},
+    conn::{Conn, ConnId, Phase, Replay, Source},
     effects::Effect,
     error::AuthError,
     input::{Credentials, Grant},
@@ -318,12 +318,7 @@ impl Shard {
             .max(unsaved);
         let siblings = cursors.iter().any(|(other, _)| *other != device);
         match stored {
-            Some(stored) => {
-                if claimed > stored {
-                    self.save_cursor(user, device, claimed, cx);
-                }
-                self.begin_replay(id, stored, siblings, cx);
-            }
+            Some(stored) => self.begin_replay(id, stored, siblings, cx),
             // Once it is in it gets copies of what its user's other devices send, here or not: so it
             // is not in before the store knows it.
             None => {
@@ -346,6 +341,11 @@ impl Shard {
         // From the lower of the two: between them lie entries that the client has stored and whose
         // acknowledgement got lost; they are passed over, but their senders learn of it.
         let start = stored.min(has);
+        if claimed > stored
+            && let Some(conn) = self.conn_mut(id)
+        {
+            conn.notes.replay = Replay::Claims;
+        }
         let gap = has != Seq(0) && has < floor;
         // Without a gap the floor is left out of it: SYNCED would tell it to the client as a
         // position, and the same position would be below the floor at the next login.
