@@ -1,11 +1,6 @@
 //! What people do, and what breaks: one act after the other, drawn from the plan.
 
-use crate::{
-    canary::Canary,
-    event::Event,
-    plan::Act,
-    world::World,
-};
+use crate::{canary::Canary, event::Event, plan::Act, world::World};
 use portico_wire::{Op, frame::Flags, ids::UserId, next_frame};
 
 /// The longest outages.
@@ -64,7 +59,6 @@ impl World {
                     self.crash(at);
                     if self.devices[at].restore() {
                         self.note(|| format!("{}: comes from its backup", self.devices[at].name()));
-                        self.forget_unsaved(at);
                     }
                     self.launch_in(at);
                 }
@@ -98,9 +92,15 @@ impl World {
                 self.drain(spread_ms as u32, deadline_ms as u32);
             }
             Act::StepClock => {
-                let step_us = self.random.pick(&[1_000, 5_000_000, 90_000_000, 3_600_000_000]);
+                let step_us = self
+                    .random
+                    .pick(&[1_000, 5_000_000, 90_000_000, 3_600_000_000]);
                 let step_us = self.random.stretch(step_us) as i64;
-                self.clock_us += if self.random.one_in(2) { step_us } else { -step_us };
+                self.clock_us += if self.random.one_in(2) {
+                    step_us
+                } else {
+                    -step_us
+                };
                 self.note(|| format!("gateway: its clock is wrong by {} us", self.clock_us));
             }
             Act::StallStore => {

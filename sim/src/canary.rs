@@ -1,5 +1,5 @@
 //! Faults on purpose, in what stands for the service's surroundings: a checker that does not find
-//! them checks nothing. Each breaks one promise, and is named in the failure that it must cause.
+//! them checks nothing.
 
 /// What is broken.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -49,6 +49,22 @@ impl Canary {
             Self::ReceiptAhead => "receipt-ahead",
             Self::SilentDrop => "silent-drop",
             Self::NoAnswer => "no-answer",
+        }
+    }
+
+    /// The promises of which it breaks one, whichever shows first. (A message that does not come is
+    /// found by the last promise, before the first is looked at.)
+    #[must_use]
+    pub const fn breaks(self) -> &'static [u8] {
+        match self {
+            Self::AckBeforeStored => &[1, 2, 7],
+            Self::DropAtTakeover => &[1, 5, 7],
+            Self::ReorderLetters => &[2],
+            Self::WrongInbox => &[1, 3, 7],
+            Self::ForgetAttempts => &[4],
+            Self::CursorAhead | Self::ReceiptAhead => &[5],
+            Self::SilentDrop => &[6],
+            Self::NoAnswer => &[7],
         }
     }
 }

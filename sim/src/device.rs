@@ -10,7 +10,7 @@
 //! - Nothing goes out that depends on what is not on the disk yet, but what an app says: whoever
 //!   loses power right after the key was pressed has said it or not.
 
-use crate::{network::Piece, event::Event, world::World};
+use crate::{event::Event, network::Piece, world::World};
 use portico_client::{
     Event as Told, Login, Now, Phase, SendOptions, Session, SessionState, Settings, plain_envelope,
 };
@@ -332,7 +332,6 @@ impl World {
         device.timer_us = u64::MAX;
         device.disk.fall_back();
         self.note(|| format!("{}: the app crashes", self.devices[at].name()));
-        self.forget_unsaved(at);
         if let Some(line) = self.devices[at].line.take() {
             if self.random.one_in(2) {
                 self.hang_up(line);
@@ -343,17 +342,16 @@ impl World {
         }
     }
 
-    /// What a sender's disk does not hold is not going to be said again.
-    pub(crate) fn forget_unsaved(&mut self, at: usize) {
-        let state = SessionState::decode(&self.devices[at].disk.state).unwrap_or_default();
-        let kept: FxHashSet<MsgId> = state.unsent().collect();
-        self.checker.forget(at, &kept);
-    }
-
     pub(crate) fn connect_in(&mut self, at: usize, pause_us: u64) {
         self.devices[at].attempt += 1;
         let attempt = self.devices[at].attempt;
-        self.after(pause_us, Event::Connect { device: at, attempt });
+        self.after(
+            pause_us,
+            Event::Connect {
+                device: at,
+                attempt,
+            },
+        );
     }
 
     pub(crate) fn connect(&mut self, at: usize, attempt: u32) {
@@ -363,20 +361,25 @@ impl World {
             return;
         }
         if device.frozen {
-            return self.after(100_000, Event::Connect { device: at, attempt });
+            return self.after(
+                100_000,
+                Event::Connect {
+                    device: at,
+                    attempt,
+                },
+            );
         }
         if let Some(old) = self.devices[at].line.take() {
             self.hang_up(old);
         }
-        let Some(gateway) = &self.gateway else {
+        if self.gateway.is_none() {
             let mut words = Vec::new();
             if let Some(app) = &mut self.devices[at].app {
                 app.session
                     .connect_failed(now, &mut |told| hear(&mut words, told));
             }
             return self.heed(at, words);
-        };
-        let _ = gateway;
+        }
         let line = self.new_line(at);
         let device = &mut self.devices[at];
         device.line = Some(line);
@@ -642,8 +645,16 @@ impl World {
         };
         let body = digest(&envelope);
         let siblings = self.siblings(at);
-        self.checker
-            .said(at, &self.devices[at], to, msg_id, body, bytes, ephemeral, siblings);
+        self.checker.said(
+            at,
+            &self.devices[at],
+            to,
+            msg_id,
+            body,
+            bytes,
+            ephemeral,
+            siblings,
+        );
         self.note(|| {
             let name = self.devices[at].name();
             let kind = if ephemeral { "whispers" } else { "says" };
@@ -794,7 +805,10 @@ impl World {
 
     fn set_timer(&mut self, at: usize) {
         let device = &mut self.devices[at];
-        let next = device.app.as_ref().and_then(|app| app.session.next_timeout());
+        let next = device
+            .app
+            .as_ref()
+            .and_then(|app| app.session.next_timeout());
         if let Some(at_us) = next
             && !device.frozen
         {

@@ -142,10 +142,6 @@ impl Gateway {
         self.nodes.iter().map(|node| &node.shard)
     }
 
-    pub(crate) fn shard(&self, shard: u16) -> &Shard {
-        &self.nodes[usize::from(shard)].shard
-    }
-
     fn node(&mut self, shard: u16) -> &mut Node {
         &mut self.nodes[usize::from(shard)]
     }
@@ -461,7 +457,8 @@ impl World {
             return;
         };
         let node = gateway.node(shard);
-        let again = !node.dirty.is_empty() || (!node.hungry.is_empty() && !node.shard.is_congested());
+        let again =
+            !node.dirty.is_empty() || (!node.hungry.is_empty() && !node.shard.is_congested());
         self.checker.at_rest(&node.shard, &self.plan);
         if let Some(at_us) = node.shard.next_wakeup_us()
             && at_us < node.tick_us
@@ -533,7 +530,6 @@ impl World {
             }
             return;
         }
-        self.checker.sent_out(&bytes);
         if let Some(gateway) = &mut self.gateway {
             let socket = &mut gateway.node(shard).sockets[index as usize];
             socket.sending = bytes;
@@ -552,7 +548,10 @@ impl World {
             return;
         };
         let at = socket.line;
-        let room = self.plan.socket_bytes.saturating_sub(self.lines[at].down.held);
+        let room = self
+            .plan
+            .socket_bytes
+            .saturating_sub(self.lines[at].down.held);
         let left = &socket.sending[socket.sent..];
         let bytes = left.len().min(room).min(SEND_BYTES_MAX);
         if bytes == 0 {

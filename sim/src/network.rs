@@ -201,7 +201,10 @@ mod tests {
                 }
             }
             assert!(ended && written.starts_with(&arrived));
-            assert_eq!(arrived.len() == written.len(), cut.is_none() || arrived == written);
+            assert_eq!(
+                arrived.len() == written.len(),
+                cut.is_none() || arrived == written
+            );
         }
     }
 }

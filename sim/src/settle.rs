@@ -119,8 +119,8 @@ impl World {
         let Some(gateway) = &self.gateway else {
             return Some(("there is no gateway".to_owned(), Vec::new()));
         };
-        if gateway.is_draining {
-            return Some(("the gateway still drains".to_owned(), Vec::new()));
+        if gateway.is_draining || self.stage.poisoned {
+            return Some(("the gateway is not replaced".to_owned(), Vec::new()));
         }
         for device in &self.devices {
             if !device.launched || device.buried {
@@ -203,7 +203,11 @@ impl World {
         let delivered = self.count(Counter::EphemeralDelivered) - before.0;
         let dropped = self.count(Counter::EphemeralDropped) - before.1;
         let heard = (self.checker.whispers() - before.2) as u64;
-        let unheard = if ghosts > 0 { heard > delivered } else { heard != delivered };
+        let unheard = if ghosts > 0 {
+            heard > delivered
+        } else {
+            heard != delivered
+        };
         if delivered + dropped != due || unheard {
             let what = format!(
                 "of {due} ephemeral frames to user {to} {delivered} are counted as delivered and \
@@ -221,13 +225,18 @@ impl World {
         if !self.pass(FORGOTTEN_US) {
             return;
         }
-        let left: Vec<_> = self.gateway.iter().flat_map(|gateway| {
-            gateway.shards().flat_map(|shard| {
-                let gauges = shard.gauges().entries();
-                let gauges = gauges.into_iter().map(|(name, _, value)| (name, value));
-                gauges.chain(shard.residue()).collect::<Vec<_>>()
+        let left: Vec<_> = self
+            .gateway
+            .iter()
+            .flat_map(|gateway| {
+                gateway.shards().flat_map(|shard| {
+                    let gauges = shard.gauges().entries();
+                    let gauges = gauges.into_iter().map(|(name, _, value)| (name, value));
+                    gauges.chain(shard.residue()).collect::<Vec<_>>()
+                })
             })
-        }).filter(|(_, value)| *value > 0).collect();
+            .filter(|(_, value)| *value > 0)
+            .collect();
         if !left.is_empty() {
             let what = format!("everybody has gone, and the shards still hold {left:?}");
             self.checker.fail::<&str>(7, what, &[]);

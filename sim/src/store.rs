@@ -14,7 +14,10 @@
 //! # Does not
 //! Carry out what it has answered as unknown at some later time: the contract has no such adapter.
 
-use crate::{canary::Canary, event::Event, plan::StoreMood, random::Random, slots::Slots, store_map, world::World};
+use crate::{
+    canary::Canary, event::Event, plan::StoreMood, random::Random, slots::Slots, store_map,
+    world::World,
+};
 use portico_backend::{
     Backend, Completion, Error, Family, Kind, Limits, Request, Sink,
     memory::Store,
@@ -85,7 +88,7 @@ pub(crate) struct Stage {
     pub(crate) stalled_until_us: u64,
     pub(crate) foul_until_us: u64,
     /// It has given up.
-    poisoned: bool,
+    pub(crate) poisoned: bool,
 }
 
 impl fmt::Debug for Stage {
@@ -238,7 +241,9 @@ impl World {
         if waiting.answered {
             self.answer_in(0, lane, waiting.token, Ok(StoreReply::Done));
         }
-        self.stage.lanes[usize::from(lane)].writes.push_back(waiting);
+        self.stage.lanes[usize::from(lane)]
+            .writes
+            .push_back(waiting);
         self.begin_commit();
     }
 
@@ -326,9 +331,15 @@ impl World {
         self.note(|| match cmd {
             Cmd::Append { entry, refs, .. } => {
                 let letter = self.checker.name_of(entry.sender, entry.msg_id);
-                let places = refs.iter().map(|to| format!("{} for user {}", to.seq, to.user));
+                let places = refs
+                    .iter()
+                    .map(|to| format!("{} for user {}", to.seq, to.user));
                 let places: Vec<String> = places.collect();
-                format!("store: {letter} at {}, {}", entry.conv_seq, places.join(", "))
+                format!(
+                    "store: {letter} at {}, {}",
+                    entry.conv_seq,
+                    places.join(", ")
+                )
             }
             Cmd::AddRefs { refs } => {
                 let name = |to: &InboxRef| {
@@ -367,9 +378,7 @@ impl World {
         let result = match self.fate(read.deadline_us, false) {
             Fate::Failed(error) => Err(error),
             Fate::ReplyLost => Err(Error::new(Kind::Unknown, "simulated: the reply was lost")),
-            Fate::Done if forgets && matches!(read.cmd, Cmd::Find { .. }) => {
-                Ok(Reply::Found(None))
-            }
+            Fate::Done if forgets && matches!(read.cmd, Cmd::Find { .. }) => Ok(Reply::Found(None)),
             Fate::Done => self.stage.ask(read.cmd),
         };
         let pause_us = self.answer_delay();

@@ -11,8 +11,8 @@ use crate::{
     network::{Line, Stream},
     plan::Plan,
     random::Random,
-    story::Story,
     store::Stage,
+    story::Story,
 };
 use portico_core::Effects;
 use portico_wire::ids::{DeviceId, UserId};
@@ -119,7 +119,7 @@ impl World {
             arrivals: Vec::new(),
             plan,
         };
-        world.note(|| format!("{:?}", world.plan));
+        world.note(|| format!("a {} life: {:?}", world.plan.preset.name(), world.plan));
         world.boot(world.plan.shards);
         for user in 1..=world.plan.users {
             let devices = world.random.between(1, world.plan.devices_max) as u16;
@@ -230,10 +230,8 @@ impl World {
         let mut new = Line::new(device, self.life);
         let accept_us = self.now_us + self.plan.network_delay(&mut self.random);
         new.up.not_before(accept_us);
-        let earlier = self.lines.iter();
-        new.takes_over = earlier
-            .clone()
-            .any(|line| line.device == device && line.seat.is_some());
+        let mut earlier = self.lines.iter();
+        new.takes_over = earlier.any(|line| line.device == device && line.seat.is_some());
         self.lines.push(new);
         self.agenda.add(accept_us, Event::Accept { line });
         line
@@ -242,7 +240,13 @@ impl World {
     pub(crate) fn write_up(&mut self, line: usize, bytes: Vec<u8>) {
         let mut arrivals = std::mem::take(&mut self.arrivals);
         let stream = &mut self.lines[line].up;
-        stream.write(self.now_us, bytes, &self.plan, &mut self.random, &mut arrivals);
+        stream.write(
+            self.now_us,
+            bytes,
+            &self.plan,
+            &mut self.random,
+            &mut arrivals,
+        );
         for at_us in arrivals.drain(..) {
             self.agenda.add(at_us, Event::Up { line });
         }
@@ -252,7 +256,13 @@ impl World {
     pub(crate) fn write_down(&mut self, line: usize, bytes: Vec<u8>) {
         let mut arrivals = std::mem::take(&mut self.arrivals);
         let stream = &mut self.lines[line].down;
-        stream.write(self.now_us, bytes, &self.plan, &mut self.random, &mut arrivals);
+        stream.write(
+            self.now_us,
+            bytes,
+            &self.plan,
+            &mut self.random,
+            &mut arrivals,
+        );
         for at_us in arrivals.drain(..) {
             self.agenda.add(at_us, Event::Down { line });
         }

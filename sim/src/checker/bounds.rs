@@ -51,7 +51,4 @@ impl Checker {
             }
         }
     }
-
-    /// What goes to a client, whole frames.
-    pub(crate) const fn sent_out(&self, _bytes: &[u8]) {}
 }

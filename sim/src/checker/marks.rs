@@ -60,7 +60,10 @@ impl Marks {
     }
 
     fn read_by(&self, reader: UserId, author: UserId) -> ConvSeq {
-        self.read.get(&(reader, author)).copied().unwrap_or_default()
+        self.read
+            .get(&(reader, author))
+            .copied()
+            .unwrap_or_default()
     }
 }
 
@@ -111,7 +114,10 @@ impl Checker {
             );
             let conv = ConvId::direct(reader, author);
             let number = self.places.get(&(conv, up_to));
-            let about: Vec<String> = number.map(|number| format!("m{number}")).into_iter().collect();
+            let about: Vec<String> = number
+                .map(|number| format!("m{number}"))
+                .into_iter()
+                .collect();
             self.fail(5, what, &about);
         }
     }

@@ -87,8 +87,6 @@ pub(crate) struct Checker {
     /// Ephemeral messages that a device was shown.
     whispers: FxHashSet<(usize, usize)>,
     pub(crate) whispers_confirmed: Vec<usize>,
-    /// Messages that their senders lost before they were saved.
-    forgotten: usize,
     /// Inbox numbers that were ever asked for, and the latest of each lane.
     numbers: FxHashSet<(UserId, Seq)>,
     lanes: FxHashMap<u16, Seq>,
@@ -204,7 +202,8 @@ impl Checker {
                 }
                 Some(Op::Receipt) => {
                     if let Some(route) = frame.route() {
-                        self.marks.read(device.user, UserId(route.conv), route.conv_seq);
+                        self.marks
+                            .read(device.user, UserId(route.conv), route.conv_seq);
                     }
                 }
                 Some(Op::Send) => {

@@ -4,7 +4,6 @@
 use super::Checker;
 use crate::device::{Device, Key};
 use portico_wire::ids::{ConvId, ConvSeq, MsgId};
-use rustc_hash::FxHashSet;
 
 impl Checker {
     /// The store has a message.
@@ -46,13 +45,5 @@ impl Checker {
             let what = format!("m{number} got SENT at {at}; the store has {stored:?}");
             self.fail(1, what, &about);
         }
-    }
-
-    /// An app has lost what it had not saved: of what it said only `kept` is said again.
-    pub(crate) fn forget(&mut self, from: usize, kept: &FxHashSet<MsgId>) {
-        // Nothing is owed for them: only what got SENT is.
-        let lost = self.letters.iter().filter(|letter| letter.from == from);
-        let lost = lost.filter(|letter| letter.sent.is_none() && !kept.contains(&letter.key.2));
-        self.forgotten += lost.count();
     }
 }
