@@ -479,13 +479,11 @@ impl World {
             return;
         };
         match cmd {
-            Cmd::Append { refs, .. } if canary == Canary::WrongInbox => {
-                if self.random.one_in(10) {
-                    let users = self.plan.users;
-                    refs.iter_mut()
-                        .for_each(|to| to.user = UserId(to.user.0 % users + 1));
-                    self.note(|| format!("canary: {:x} of lane {lane} goes astray", token.0));
-                }
+            Cmd::Append { refs, .. } if canary == Canary::WrongInbox && self.random.one_in(10) => {
+                let users = self.plan.users;
+                refs.iter_mut()
+                    .for_each(|to| to.user = UserId(to.user.0 % users + 1));
+                self.note(|| format!("canary: {:x} of lane {lane} goes astray", token.0));
             }
             Cmd::SetCursors { cursors } if canary == Canary::CursorAhead => {
                 let ahead = cursors.iter_mut().filter(|(_, _, seq)| seq.0 > 0);

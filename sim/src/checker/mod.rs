@@ -90,6 +90,8 @@ pub(crate) struct Checker {
     /// Inbox numbers that were ever asked for, and the latest of each lane.
     numbers: FxHashSet<(UserId, Seq)>,
     lanes: FxHashMap<u16, Seq>,
+    /// Of shards, so far.
+    turns: u64,
     failure: Option<Failure>,
 }
 
