@@ -322,6 +322,7 @@ impl World {
                 }
                 self.after(LEAVE_MAX_US, Event::Leave { life, shard, conn });
             }
+            Effect::Recall(conn) => self.recall(shard, conn),
             Effect::Authenticate { conn, credentials } => {
                 let at = gateway.logins.put((shard, conn, credentials));
                 let most_us = if self.now_us < self.auth_down_until_us {
@@ -345,6 +346,24 @@ impl World {
                     self.after(pause_us, Event::Move { life });
                 }
             }
+        }
+    }
+
+    /// Gives back what the kernel has not taken of a send that waits for room. One that is going on is
+    /// left alone, as a driver may.
+    fn recall(&mut self, shard: u16, conn: ConnId) {
+        let Some(gateway) = &mut self.gateway else {
+            return;
+        };
+        let node = gateway.node(shard);
+        let Some(socket) = node.socket(conn) else {
+            return;
+        };
+        let line = &mut self.lines[socket.line];
+        if socket.state == State::Open && mem::take(&mut line.is_full) {
+            let (buffer, sent) = (mem::take(&mut socket.sending), socket.sent);
+            node.shard.take_back(conn, buffer, sent);
+            node.mark_dirty(conn.index);
         }
     }
 
