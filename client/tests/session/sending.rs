@@ -160,6 +160,37 @@ fn a_reconnect_restores_the_order_of_what_rests_and_what_is_open() {
     assert_eq!(ids(&story.sends()), first);
 }
 
+/// Found by the simulation. Of three messages to one peer the first and the third rest until the same
+/// moment, the second for longer: when the first two wake and find no room, a lost connection must
+/// not put the one that still rests before them.
+#[test]
+fn what_wakes_early_and_finds_no_room_keeps_its_place() {
+    let mut story = Story::new();
+    story.connect();
+    story.welcome(|welcome| welcome.receive_max = 3);
+    let (first, second) = (story.send("a"), story.send("b"));
+    let corrs: Vec<u32> = story.sends().iter().map(|seen| seen.corr).collect();
+    story.server.error(corrs[0], ErrorCode::UNAVAILABLE, 0);
+    story.receive();
+    let third = story.send("c");
+    story.pass(SECOND_US / 2);
+    story.server.error(corrs[1], ErrorCode::UNAVAILABLE, 0);
+    story.receive();
+    let others = ["x", "y"].map(|text| {
+        let body = plain_envelope(text);
+        let options = SendOptions::default();
+        let sent = story.session.send(story.now, UserId(3), &body, options);
+        sent.expect("there is room")
+    });
+    assert_eq!(ids(&story.sends()), others);
+    story.pass(SECOND_US * 3 / 4);
+    assert!(story.sends().is_empty(), "both places are taken");
+    story.disconnect();
+    story.log_in();
+    let [x, y] = others;
+    assert_eq!(ids(&story.sends()), [first, second, third, x, y]);
+}
+
 #[test]
 fn certain_refusals_repeat_without_retry_and_uncertain_ones_with_it() {
     for (code, retry) in [

@@ -107,13 +107,24 @@ impl Malformed {
     }
 }
 
+/// How far the replay after a login has come.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) enum Replay {
+    /// The client says that it has more than the store knows of. That is written once what lies between
+    /// has been looked at: before, its senders might never learn that it was delivered.
+    Claims,
+    #[default]
+    Runs,
+    /// SYNCED is out.
+    Done,
+}
+
 /// Facts that do not exclude each other.
 #[derive(Clone, Copy, Debug, Default)]
 pub(crate) struct Notes {
     /// `Effect::Output` is out and not yet followed by `take_output`.
     pub(crate) output_told: bool,
-    /// SYNCED is out.
-    pub(crate) synced: bool,
+    pub(crate) replay: Replay,
     /// The user has other devices: they get copies of what this one sends.
     pub(crate) siblings: bool,
     /// As many of its messages are open as may be, and it does not ask for answers that would tell
@@ -180,7 +191,7 @@ impl Conn {
             state: ClientState::Foreground,
             notes: Notes {
                 output_told: false,
-                synced: false,
+                replay: Replay::Runs,
                 siblings: false,
                 paused: false,
             },

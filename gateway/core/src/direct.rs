@@ -462,6 +462,9 @@ impl Shard {
             Place::At(conv_seq) => (conv_seq, false),
             Place::Existing(conv_seq) => (conv_seq, true),
         };
+        // The clock may have been set back between the two shards' numbers: a reader's inbox is never
+        // behind what stands in it, or a READ of it would point into the future.
+        self.seq.observe(conv_seq.0);
         let to = draft.to;
         let reference = InboxRef {
             user: to,
@@ -501,7 +504,7 @@ impl Shard {
         result: Result<ConvSeq, StoreError>,
         cx: &mut Turn<'_>,
     ) {
-        self.lane.settle(place, result.is_ok());
+        self.lane.settle(place, result.map(|_| ()));
         self.show_visible(cx);
         self.answer_direct(origin, token, result, cx);
     }
@@ -566,7 +569,7 @@ impl Shard {
         result: Result<(), StoreError>,
         cx: &mut Turn<'_>,
     ) {
-        self.lane.settle(place, result.is_ok());
+        self.lane.settle(place, result);
         self.show_visible(cx);
         match result {
             Ok(()) => self.finish_send(token, cx),

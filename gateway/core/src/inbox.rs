@@ -2,7 +2,7 @@
 //! not, acknowledged by one number.
 
 use crate::{
-    conn::{ConnId, InFlight, Phase, Source, Traffic},
+    conn::{ConnId, InFlight, Phase, Replay, Source, Traffic},
     lane::Pending,
     metrics::Counter,
     shard::{Purpose, Shard, Turn},
@@ -27,10 +27,21 @@ impl Shard {
                 if pending.is_durable() {
                     self.show(index, &pending, cx);
                 } else {
-                    // It may be in the store all the same.
-                    self.conns[index as usize].head = pending.seq;
+                    self.pass_over(index, &pending, cx);
                 }
             }
+        }
+    }
+
+    /// One that failed. If it may be in the store all the same, its readers look there before they go
+    /// on: their cursors must not pass what exists, nor count it as delivered.
+    fn pass_over(&mut self, index: u32, pending: &Pending, cx: &mut Turn<'_>) {
+        let id = self.id_of(index);
+        let conn = &mut self.conns[index as usize];
+        conn.head = pending.seq;
+        if pending.is_doubtful() && conn.phase == Phase::Open && conn.source == Source::Live {
+            conn.source = Source::Behind;
+            self.pull(id, cx);
         }
     }
 
@@ -199,36 +210,52 @@ impl Shard {
                 complete = false;
                 break;
             } else {
-                conn.replayed += u32::from(!conn.notes.synced);
+                conn.replayed += u32::from(conn.notes.replay != Replay::Done);
                 self.push(id, *seq, entry, cx);
                 self.counters.bump(Counter::Replayed);
             }
         }
+        self.write_claim(id, complete, cx);
         if complete {
             self.catch_up(id, visible, cx);
         }
         self.pull(id, cx);
     }
 
+    /// What a client said of itself at login is written when the replay has passed it.
+    fn write_claim(&mut self, id: ConnId, complete: bool, cx: &mut Turn<'_>) {
+        if let Some(conn) = self.conn_mut(id)
+            && conn.notes.replay == Replay::Claims
+            && (complete || conn.sent >= conn.acked)
+        {
+            conn.notes.replay = Replay::Runs;
+            let (user, device, has) = (conn.user, conn.device, conn.acked);
+            self.save_cursor(user, device, has, cx);
+        }
+    }
+
     /// A page ended at the end of the inbox as it stood at `visible`.
     pub(crate) fn catch_up(&mut self, id: ConnId, visible: Seq, cx: &mut Turn<'_>) {
         let renewal = self.renewal_seq(cx);
+        let newest = self.lane.newest();
         let Some(conn) = self.conn_mut(id) else {
             return;
         };
         // What the client knows of, or what was passed over on its behalf: where nothing was, SYNCED
-        // tells it the position it has, and there is nothing to acknowledge.
+        // tells it the position it has, and there is nothing to acknowledge. Never a number that is
+        // not in the store: it may be given again after a restart.
         let mut up_to = conn.sent.max(conn.acked);
-        conn.sent = conn.sent.max(visible);
-        if conn.head > conn.sent {
+        let reached = conn.sent.max(visible);
+        if conn.head > reached {
             // Something came while the page was read.
             return;
         }
+        conn.sent = reached;
         conn.source = Source::Live;
-        if !conn.notes.synced {
-            conn.notes.synced = true;
+        if conn.notes.replay != Replay::Done {
+            conn.notes.replay = Replay::Done;
             if up_to != Seq(0) && up_to < renewal {
-                up_to = conn.sent;
+                up_to = up_to.max(newest);
             }
             let replayed = conn.replayed;
             self.write(id, cx, |out, _| put_synced(out, up_to, replayed));

@@ -4,7 +4,10 @@
 //! queue. It is shown only when it has reached the front, that is when every smaller number is
 //! durable or will never be (rule O1). So a cursor can never pass an entry that appears later.
 
-use crate::{pool::GiveBack, store::Entry};
+use crate::{
+    pool::GiveBack,
+    store::{Entry, StoreError},
+};
 use portico_wire::ids::{Seq, UserId};
 use std::collections::VecDeque;
 
@@ -25,6 +28,11 @@ impl Pending {
         self.state == State::Durable
     }
 
+    /// It may be in the store, though nobody can say so but the store itself.
+    pub(crate) fn is_doubtful(&self) -> bool {
+        self.state == State::Doubtful
+    }
+
     fn body_bytes(&self) -> usize {
         self.entry.as_ref().map_or(0, |entry| entry.body.len())
     }
@@ -34,9 +42,22 @@ impl Pending {
 enum State {
     Waiting,
     Durable,
-    /// Failed, or perhaps there: never shown from memory. If it does exist a repeat of the message
-    /// brings it up again under a fresh number.
+    /// Failed, and not there.
     Gone,
+    /// Perhaps there: never shown from memory.
+    Doubtful,
+}
+
+impl State {
+    const fn of(result: Result<(), StoreError>) -> Self {
+        match result {
+            Ok(()) => Self::Durable,
+            Err(StoreError::Overloaded { .. } | StoreError::Unavailable | StoreError::Invalid) => {
+                Self::Gone
+            }
+            Err(StoreError::Unknown | StoreError::Fatal) => Self::Doubtful,
+        }
+    }
 }
 
 #[derive(Debug)]
@@ -47,6 +68,7 @@ pub(crate) struct Lane {
     /// Place of the front.
     first: u64,
     visible: Seq,
+    newest: Seq,
 }
 
 impl GiveBack for Lane {
@@ -63,12 +85,18 @@ impl Lane {
             stuck_bytes: 0,
             first: 0,
             visible,
+            newest: visible,
         }
     }
 
     /// Everything of this shard up to here is settled and visible to a read submitted now.
     pub(crate) const fn visible(&self) -> Seq {
         self.visible
+    }
+
+    /// The greatest number that is in the store for certain, or the one that this life began above.
+    pub(crate) const fn newest(&self) -> Seq {
+        self.newest
     }
 
     /// The smallest number whose fate is open: a reader that goes on to it or beyond could miss it.
@@ -100,13 +128,13 @@ impl Lane {
     }
 
     /// The store has answered for this place.
-    pub(crate) fn settle(&mut self, place: u64, durable: bool) {
+    pub(crate) fn settle(&mut self, place: u64, result: Result<(), StoreError>) {
         let index = place.wrapping_sub(self.first) as usize;
         if let Some(pending) = self.queue.get_mut(index) {
             if pending.state == State::Waiting {
                 self.stuck_bytes += pending.body_bytes();
             }
-            pending.state = if durable { State::Durable } else { State::Gone };
+            pending.state = State::of(result);
         }
     }
 
@@ -120,6 +148,9 @@ impl Lane {
         self.first += 1;
         self.stuck_bytes -= pending.body_bytes();
         self.visible = pending.seq;
+        if pending.is_durable() {
+            self.newest = pending.seq;
+        }
         Some(pending)
     }
 }
@@ -141,17 +172,18 @@ mod tests {
         let places: Vec<u64> = (10..14)
             .map(|seq| lane.push(UserId(1), Seq(seq), None))
             .collect();
-        lane.settle(places[1], true);
-        lane.settle(places[3], true);
+        lane.settle(places[1], Ok(()));
+        lane.settle(places[3], Ok(()));
         assert_eq!(drain(&mut lane), Vec::<u64>::new());
         assert_eq!(lane.visible(), Seq(5));
-        lane.settle(places[0], false);
+        lane.settle(places[0], Err(StoreError::Unavailable));
         assert_eq!(drain(&mut lane), vec![11]);
         assert_eq!(lane.visible(), Seq(11));
-        lane.settle(places[2], true);
+        lane.settle(places[2], Ok(()));
         assert_eq!(drain(&mut lane), vec![12, 13]);
+        assert_eq!(lane.stuck_bytes(), 0);
         // A late second answer meets nothing.
-        lane.settle(places[0], true);
+        lane.settle(places[0], Ok(()));
         assert_eq!(lane.push(UserId(1), Seq(20), None), 4);
     }
 }

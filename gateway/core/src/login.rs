@@ -3,13 +3,13 @@
 
 use crate::{
     absent::Known,
-    conn::{Conn, ConnId, Phase, Source},
+    conn::{Conn, ConnId, Phase, Replay, Source},
     effects::Effect,
     error::AuthError,
     input::{Credentials, Grant},
     metrics::Counter,
     shard::{Purpose, Shard, Turn},
-    store::StoreCmd,
+    store::{StoreCmd, StoreError},
 };
 use portico_wire::{
     CloseCode, Frame, VERSION,
@@ -305,7 +305,6 @@ impl Shard {
         cursors: &[(DeviceId, Seq)],
         cx: &mut Turn<'_>,
     ) {
-        let floor = self.floor_seq(cx);
         let Some(conn) = self.conn(id) else {
             return;
         };
@@ -317,13 +316,36 @@ impl Shard {
             .find(|(other, _)| *other == device)
             .map(|(_, seq)| *seq)
             .max(unsaved);
-        let has = match stored {
-            Some(stored) if claimed == Seq(0) => stored,
-            _ => claimed,
+        let siblings = cursors.iter().any(|(other, _)| *other != device);
+        match stored {
+            Some(stored) => self.begin_replay(id, stored, siblings, cx),
+            // Once it is in it gets copies of what its user's other devices send, here or not: so it
+            // is not in before the store knows it.
+            None => {
+                let cmd = StoreCmd::SetCursors {
+                    cursors: vec![(user, device, claimed)],
+                };
+                let purpose = Purpose::Register { conn: id, siblings };
+                self.submit(purpose, cmd, cx);
+            }
+        }
+    }
+
+    /// `stored`: where the device stands by the store's word. Its own is in the connection.
+    fn begin_replay(&mut self, id: ConnId, stored: Seq, siblings: bool, cx: &mut Turn<'_>) {
+        let floor = self.floor_seq(cx);
+        let Some(claimed) = self.conn(id).map(|conn| conn.acked) else {
+            return;
         };
+        let has = if claimed == Seq(0) { stored } else { claimed };
         // From the lower of the two: between them lie entries that the client has stored and whose
         // acknowledgement got lost; they are passed over, but their senders learn of it.
-        let start = stored.map_or(has, |stored| stored.min(has));
+        let start = stored.min(has);
+        if claimed > stored
+            && let Some(conn) = self.conn_mut(id)
+        {
+            conn.notes.replay = Replay::Claims;
+        }
         let gap = has != Seq(0) && has < floor;
         // Without a gap the floor is left out of it: SYNCED would tell it to the client as a
         // position, and the same position would be below the floor at the next login.
@@ -331,16 +353,25 @@ impl Shard {
         if gap {
             self.write(id, cx, |out, _| put_sync_gap(out, floor));
         }
-        match stored {
-            // From now on it gets copies of what its user's other devices send, here or not, so
-            // this does not wait for the next flush.
-            None => self.save_new_device(user, device, claimed, cx),
-            Some(stored) if claimed > stored => self.save_cursor(user, device, claimed, cx),
-            Some(_) => {}
-        }
-        let siblings = cursors.iter().any(|(other, _)| *other != device);
         self.open_session(id, has, from, siblings, cx);
         self.pull(id, cx);
+    }
+
+    /// The store knows a new device, or could not be told.
+    pub(crate) fn on_registered(
+        &mut self,
+        id: ConnId,
+        siblings: bool,
+        result: Result<(), StoreError>,
+        cx: &mut Turn<'_>,
+    ) {
+        let Some(claimed) = self.conn(id).map(|conn| conn.acked) else {
+            return;
+        };
+        match result {
+            Ok(()) => self.begin_replay(id, claimed, siblings, cx),
+            Err(_) => self.on_no_cursors(id, cx),
+        }
     }
 
     /// The device has everything up to `has`; what comes after `from` is to be looked at.

@@ -17,6 +17,11 @@ impl SeqClock {
         self.last
     }
 
+    /// Another shard has given this number: what is given here from now on is greater.
+    pub(crate) fn observe(&mut self, number: u64) {
+        self.last = self.last.max(number);
+    }
+
     pub(crate) fn next(&mut self, wall_us: u64) -> u64 {
         self.last = wall_us.max(self.last + 1);
         self.last
@@ -34,5 +39,8 @@ mod tests {
         assert_eq!(clock.next(5_000), 5_000);
         assert_eq!(clock.next(5_000), 5_001);
         assert_eq!(clock.next(0), 5_002);
+        clock.observe(7_000);
+        clock.observe(6_000);
+        assert_eq!(clock.next(0), 7_001);
     }
 }

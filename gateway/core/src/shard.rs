@@ -70,6 +70,8 @@ pub(crate) enum Purpose {
     Find { token: u64 },
     /// The cursor of a device that logs in.
     Cursors { conn: ConnId },
+    /// A device that the store did not know, written before it is let in.
+    Register { conn: ConnId, siblings: bool },
     /// A page of an inbox; everything up to `visible` was visible to it, and the connection had
     /// been `sent` what comes before it.
     Page {
@@ -676,6 +678,9 @@ impl Shard {
                 Ok(StoreReply::Cursors(cursors)) => self.on_cursors(conn, &cursors, cx),
                 Ok(_) | Err(_) => self.on_no_cursors(conn, cx),
             },
+            Purpose::Register { conn, siblings } => {
+                self.on_registered(conn, siblings, result.map(|_| ()), cx);
+            }
             Purpose::Page {
                 conn,
                 visible,

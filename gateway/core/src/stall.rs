@@ -13,7 +13,7 @@
 //!   back too.
 
 use crate::{
-    conn::{Conn, ConnId, Phase, Source, Traffic},
+    conn::{Conn, ConnId, Phase, Replay, Source, Traffic},
     effects::Effect,
     metrics::Counter,
     shard::{Shard, Turn},
@@ -93,9 +93,9 @@ impl Shard {
             }
         }
         if sieve.synced {
-            conn.notes.synced = false;
+            conn.notes.replay = Replay::Runs;
         }
-        if !conn.notes.synced {
+        if conn.notes.replay != Replay::Done {
             conn.replayed = conn.replayed.saturating_sub(sieve.before_synced);
         }
         let kept = traffic.pending_bytes();

@@ -99,17 +99,6 @@ impl Shard {
         self.unsaved.arm(cx.now.mono_us, flush_ms);
     }
 
-    /// A device that the store does not know yet: written at once.
-    pub(crate) fn save_new_device(
-        &mut self,
-        user: UserId,
-        device: DeviceId,
-        cursor: Seq,
-        cx: &mut Turn<'_>,
-    ) {
-        self.submit_batch(Batch::Cursors(vec![(user, device, cursor)]), cx);
-    }
-
     pub(crate) fn mark_delivered(
         &mut self,
         conv: ConvId,

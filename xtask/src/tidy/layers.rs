@@ -69,6 +69,18 @@ const LAYERS: &[Layer] = &[
         in_tests: &["portico-client", "portico-wire"],
     },
     Layer {
+        // And gateway/src/store_map.rs, which it compiles in.
+        manifest: "sim/Cargo.toml",
+        package: "portico-sim",
+        depends_on: &[
+            "portico-backend",
+            "portico-client",
+            "portico-core",
+            "portico-wire",
+        ],
+        in_tests: &[],
+    },
+    Layer {
         manifest: "benches/Cargo.toml",
         package: "portico-benches",
         depends_on: &[],

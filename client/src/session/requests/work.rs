@@ -6,7 +6,8 @@
 //! order in which they were sent first.
 //!
 //! # Invariants
-//! - The `order` of everything in `resting` is below that of everything in `queue`; both ascend.
+//! - The `order` ascends in `queue` and in `resting`. What wakes, or comes back from a connection that
+//!   has ended, goes to its place: others of its peer may have gone another way meanwhile.
 
 use super::{Message, Window, next_corr};
 use crate::session::{config::Now, event::Event};
@@ -138,7 +139,7 @@ impl Work {
         }
         messages.sort_by_key(|message| message.order);
         for message in messages.into_iter().rev() {
-            self.queue.push_front(message);
+            self.enqueue(message);
         }
         for read in &mut self.reads {
             read.open = false;
@@ -219,10 +220,18 @@ impl Work {
         }
         self.resting = still;
         for message in awake.into_iter().rev() {
-            self.queue.push_front(message);
+            self.enqueue(message);
         }
         let ends = self.resting.iter().map(|resting| resting.until_us);
         self.rest_ends_us = ends.min().unwrap_or(0);
+    }
+
+    /// Puts a message where it belongs, as a rule at the front.
+    fn enqueue(&mut self, message: Message) {
+        let at = self
+            .queue
+            .partition_point(|queued| queued.order < message.order);
+        self.queue.insert(at, message);
     }
 
     fn pump_reads(&mut self, pump: &mut Pump<'_>) {

@@ -1,7 +1,7 @@
 //! What must hold in a shard between any two inputs, too costly to check outside tests.
 
 use crate::{
-    conn::{Conn, ConnId, NO_CONN, Phase, Source},
+    conn::{Conn, ConnId, NO_CONN, Phase, Replay, Source},
     shard::{Purpose, Shard},
     watermark::Batch,
 };
@@ -91,12 +91,12 @@ impl Shard {
             assert!(seqs.is_sorted(), "O2: the window ascends");
             assert!(seqs.len() <= limits.receive_max as usize, "O4");
             assert!(seqs.last().is_none_or(|last| *last <= conn.sent));
-            assert!(conn.acked <= conn.sent || !conn.notes.synced);
+            assert!(conn.acked <= conn.sent || conn.notes.replay != Replay::Done);
             if let Some(unsettled) = self.lane.unsettled() {
                 assert!(conn.sent < unsettled, "O1: nothing beyond what is settled");
             }
             assert!(conn.pending_bytes() <= limits.outbox_bytes_max, "O16");
-            assert!(conn.source != Source::Live || conn.notes.synced);
+            assert!(conn.source != Source::Live || conn.notes.replay == Replay::Done);
             assert!(
                 !conn.is_stalled() || conn.pending_bytes() > 0,
                 "something is sent that tells when it reads"

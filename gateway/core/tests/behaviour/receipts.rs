@@ -144,6 +144,60 @@ fn a_clock_that_was_set_back_does_not_hold_ticks_back() {
     assert_eq!(world.store.marks(conv, UserId(b)).read, place);
 }
 
+/// Found by the simulation: the recipient's shard had given no number for a while when the clock was
+/// set back, and a READ of what stood in its own inbox pointed into the future.
+#[test]
+fn an_inbox_is_not_numbered_below_what_stands_in_it() {
+    let (a, b) = (user_at(0, 2, 0), user_at(1, 2, 1));
+    assert!(
+        a < b,
+        "the sender's shard gives the place in the conversation"
+    );
+    let mut world = world(2);
+    let (alice, bob) = (world.login(a, 1), world.login(b, 1));
+    world.say(alice, a, "a note of now");
+    world.run();
+    let hour_ago = world.now().wall_us - 3_600_000_000;
+    world.set_wall_us(hour_ago);
+    world.cut(alice);
+    let alice = world.login(a, 1);
+    let message = world.say(alice, b, "hello");
+    let (place, _) = sent(&world.run_and_take(alice), message.corr);
+    assert!(world.last_seq(bob).0 > place.0);
+    let corr = world.corr(bob);
+    world.mark_read(bob, a, place, corr);
+    world.advance(3_000);
+    let conv = ConvId::direct(UserId(a), UserId(b));
+    assert_eq!(world.store.marks(conv, UserId(b)).read, place);
+}
+
+/// Found by the simulation: what a client says of itself at login was written before the entries
+/// below it had been looked at. If it left just then, their senders never learned of the delivery.
+#[test]
+fn a_claim_is_written_after_what_it_covers() {
+    let (mut world, _, _, place) = talk(1);
+    let (a, b) = (user_at(0, 1, 0), user_at(0, 1, 1));
+    let conv = ConvId::direct(UserId(a), UserId(b));
+    let known = |world: &World| world.store.cursor(UserId(b), DeviceId(2));
+    // Another device of Bob gets the message, stores it, and is gone before it says so.
+    let second = world.open(0, b, 2, |_| {});
+    world.run();
+    let has = world.last_seq(second);
+    world.cut(second);
+    world.store.hold_answers(&[CmdKind::Replay]);
+    let second = world.open(0, b, 2, |hello| hello.last_seq = has);
+    world.advance(2_000);
+    world.cut(second);
+    world.store.release();
+    world.advance(3_000);
+    assert!(known(&world) < Some(has), "nothing was looked at");
+    let second = world.open(0, b, 2, |hello| hello.last_seq = has);
+    world.advance(3_000);
+    assert_eq!(known(&world), Some(has));
+    assert_eq!(world.store.marks(conv, UserId(b)).delivered, place);
+    assert!(world.is_connected(second));
+}
+
 #[test]
 fn receipts_are_joined_and_reach_who_is_watching() {
     let (mut world, alice, bob, _) = talk(1);
