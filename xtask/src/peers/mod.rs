@@ -62,7 +62,10 @@ pub(crate) fn run(root: &Path, options: &Options) -> Result<()> {
     let rows = chosen(&options.rows, ROWS, |row| row.name, "--row")?;
     let wanted = chosen(&options.systems, SYSTEMS, |system| system.name, "--system")?;
     let bin = match &options.bin {
-        Some(bin) => bin.clone(),
+        // Servers run in folders of their own.
+        Some(bin) => bin
+            .canonicalize()
+            .with_context(|| format!("--bin {}", bin.display()))?,
         None => build(root)?,
     };
     servers::raise_open_file_limit().context("cannot raise the open file limit")?;
@@ -110,8 +113,15 @@ pub(crate) fn run(root: &Path, options: &Options) -> Result<()> {
     write(&out, &comparison, &rows)?;
     print!("{}", page::markdown(&comparison, &rows));
     eprintln!("xtask: written to {}", out.display());
-    // A comparison without a single figure is a failure of this command, one with gaps is not.
-    ensure!(!comparison.cells.is_empty(), "nothing could be measured");
+    // Gaps are named on the page; a system that is there and has no figure at all is a failure.
+    for system in &present {
+        let measured = comparison
+            .cells
+            .iter()
+            .any(|cell| cell.system == system.name);
+        ensure!(measured, "nothing could be measured of {}", system.name);
+    }
+    ensure!(!present.is_empty(), "nothing could be measured");
     Ok(())
 }
 
