@@ -186,15 +186,16 @@ pub enum Cmd {
         limit: u32,
         max_bytes: u32,
     },
-    /// Was this message accepted at or after `since`? Asked only for frames that their sender
-    /// marks as repeated, so a scan of the conversation will do and no index is kept. The scan is
-    /// as long as the conversation since then: the caller bounds how far back a client may ask.
+    /// Which of these messages of a device were accepted at or after `since`? Asked only for frames
+    /// that their sender marks as repeated, so a scan of the conversation will do and no index is
+    /// kept. The scan is as long as the conversation since then, however many are looked for: the
+    /// caller bounds how far back a client may ask, and asks for many at once.
     Find {
         conv: ConvId,
         since: ConvSeq,
         sender: UserId,
         device: DeviceId,
-        msg_id: MsgId,
+        msg_ids: Vec<MsgId>,
     },
     /// Positions of devices, merged by maximum. Setting an unknown device, to 0 too, registers it.
     SetCursors {
@@ -231,8 +232,8 @@ pub enum Reply {
         entries: Vec<Entry>,
         more: bool,
     },
-    /// The place of the message, if it was accepted.
-    Found(Option<ConvSeq>),
+    /// The places of those that were accepted, in the order of the conversation.
+    Found(Vec<(MsgId, ConvSeq)>),
     Cursors(Vec<(DeviceId, Seq)>),
     Watermarks(Vec<Watermark>),
     Ceiling(Seq),
@@ -295,6 +296,7 @@ impl Family for Messages {
             Cmd::AddRefs { refs } => size_of_val(refs.as_slice()),
             Cmd::SetCursors { cursors } => size_of_val(cursors.as_slice()),
             Cmd::SetWatermarks { marks } => size_of_val(marks.as_slice()),
+            Cmd::Find { msg_ids, .. } => size_of_val(msg_ids.as_slice()),
             _ => 0,
         };
         size_of::<crate::Request<Self>>() + beside
@@ -335,8 +337,8 @@ impl Cmd {
             Self::FanOuts { limit, .. }
             | Self::Replay { limit, .. }
             | Self::History { limit, .. } => check_limit(*limit),
-            Self::Find { .. }
-            | Self::Cursors { .. }
+            Self::Find { msg_ids, .. } => check_rows(msg_ids.len()),
+            Self::Cursors { .. }
             | Self::Watermarks { .. }
             | Self::Expire { .. }
             | Self::Ceiling => Ok(()),
@@ -425,6 +427,47 @@ impl PageBound {
         self.bytes_left = self.bytes_left.saturating_sub(bytes);
         self.empty = false;
         true
+    }
+}
+
+/// What a search looks for and has found so far. For adapters that walk a conversation.
+#[derive(Debug)]
+pub struct Wanted<'a> {
+    sender: UserId,
+    device: DeviceId,
+    msg_ids: &'a [MsgId],
+    found: Vec<(MsgId, ConvSeq)>,
+}
+
+impl<'a> Wanted<'a> {
+    #[must_use]
+    pub const fn new(sender: UserId, device: DeviceId, msg_ids: &'a [MsgId]) -> Self {
+        Self {
+            sender,
+            device,
+            msg_ids,
+            found: Vec::new(),
+        }
+    }
+
+    /// Looks at the next entry. Has everything been found, so that the walk may end?
+    #[must_use]
+    pub fn is_all_after(
+        &mut self,
+        sender: UserId,
+        device: DeviceId,
+        msg_id: MsgId,
+        at: ConvSeq,
+    ) -> bool {
+        if (sender, device) == (self.sender, self.device) && self.msg_ids.contains(&msg_id) {
+            self.found.push((msg_id, at));
+        }
+        self.found.len() >= self.msg_ids.len()
+    }
+
+    #[must_use]
+    pub fn found(self) -> Reply {
+        Reply::Found(self.found)
     }
 }
 

@@ -168,13 +168,15 @@ impl Maps {
                 since,
                 sender,
                 device,
-                msg_id,
+                msg_ids,
             } => {
                 let range = (conv, since)..=(conv, ConvSeq(u64::MAX));
-                let found = self.entries.range(range).find(|(_, entry)| {
-                    (entry.sender, entry.device, entry.msg_id) == (sender, device, msg_id)
+                let wanted = self.entries.range(range).filter(|(_, entry)| {
+                    (entry.sender, entry.device) == (sender, device)
+                        && msg_ids.contains(&entry.msg_id)
                 });
-                Reply::Found(found.map(|((_, conv_seq), _)| *conv_seq))
+                let places = wanted.map(|((_, conv_seq), entry)| (entry.msg_id, *conv_seq));
+                Reply::Found(places.collect())
             }
             Cmd::FanOuts { after, limit } => {
                 let start = after.map_or(Unbounded, Excluded);

@@ -27,13 +27,13 @@ pub(crate) fn command(cmd: StoreCmd) -> Cmd {
             since,
             sender,
             device,
-            msg_id,
+            msg_ids,
         } => Cmd::Find {
             conv,
             since,
             sender,
             device,
-            msg_id,
+            msg_ids,
         },
         StoreCmd::Replay {
             user,
@@ -63,7 +63,7 @@ pub(crate) fn command(cmd: StoreCmd) -> Cmd {
 pub(crate) fn answer(result: Result<Reply, Error>) -> Result<StoreReply, StoreError> {
     match result {
         Ok(Reply::Done) => Ok(StoreReply::Done),
-        Ok(Reply::Found(place)) => Ok(StoreReply::Found(place)),
+        Ok(Reply::Found(places)) => Ok(StoreReply::Found(places)),
         Ok(Reply::Page { items, more }) => Ok(StoreReply::Page {
             items: items.into_iter().map(item_in).collect(),
             more,

@@ -378,7 +378,9 @@ impl World {
         let result = match self.fate(read.deadline_us, false) {
             Fate::Failed(error) => Err(error),
             Fate::ReplyLost => Err(Error::new(Kind::Unknown, "simulated: the reply was lost")),
-            Fate::Done if forgets && matches!(read.cmd, Cmd::Find { .. }) => Ok(Reply::Found(None)),
+            Fate::Done if forgets && matches!(read.cmd, Cmd::Find { .. }) => {
+                Ok(Reply::Found(Vec::new()))
+            }
             Fate::Done => self.stage.ask(read.cmd),
         };
         let pause_us = self.answer_delay();

@@ -333,10 +333,10 @@ fn find_knows_sender_device_and_id(backend: &Arc<dyn Backend<Messages>>) -> Outc
         since: ConvSeq(since),
         sender,
         device: DeviceId(device),
-        msg_id,
+        msg_ids: vec![msg_id],
     };
     let id = message.entry.msg_id;
-    let nowhere = Reply::Found(None);
+    let nowhere = Reply::Found(Vec::new());
     ensure_eq!(
         client.ok(&find(0, sender, 1, id))?,
         nowhere,
@@ -344,7 +344,7 @@ fn find_knows_sender_device_and_id(backend: &Arc<dyn Backend<Messages>>) -> Outc
     );
     client.all_ok(&[message.cmd(), Direct::new(conv, sender, to).cmd()])?;
     let at = message.entry.conv_seq.0;
-    let here = Reply::Found(Some(ConvSeq(at)));
+    let here = Reply::Found(vec![(id, ConvSeq(at))]);
     ensure_eq!(
         client.ok(&find(0, sender, 1, id))?,
         here,
@@ -376,6 +376,20 @@ fn find_knows_sender_device_and_id(backend: &Arc<dyn Backend<Messages>>) -> Outc
         client.ok(&find(0, sender, 1, other))?,
         nowhere,
         "another id is another message"
+    );
+    let more: Vec<_> = (0..3).map(|_| Direct::new(conv, sender, to)).collect();
+    for message in &more {
+        client.ok(&message.cmd())?;
+    }
+    let mut several = find(0, sender, 1, more[2].entry.msg_id);
+    if let Cmd::Find { msg_ids, .. } = &mut several {
+        msg_ids.extend([other, id, more[0].entry.msg_id]);
+    }
+    let place = |message: &Direct| (message.entry.msg_id, message.entry.conv_seq);
+    ensure_eq!(
+        client.ok(&several)?,
+        Reply::Found(vec![place(&message), place(&more[0]), place(&more[2])]),
+        "one search finds several, in their order, and leaves out what is not there"
     );
     Ok(())
 }
@@ -464,9 +478,9 @@ fn partitions_are_invisible(backend: &Arc<dyn Backend<Messages>>) -> Outcome {
         since: first.conv_seq,
         sender: from,
         device: DEVICE,
-        msg_id: sent[11].msg_id,
+        msg_ids: vec![sent[11].msg_id],
     };
-    let at = Reply::Found(Some(sent[11].conv_seq));
+    let at = Reply::Found(vec![(sent[11].msg_id, sent[11].conv_seq)]);
     ensure_eq!(client.ok(&find)?, at, "a search crosses partitions");
     Ok(())
 }

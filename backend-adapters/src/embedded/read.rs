@@ -6,11 +6,11 @@ use super::failure::{Failure, read_failure};
 use super::layout::{self, EntryView};
 use super::month::Month;
 use crate::messages::{
-    Cmd, Entry, Item, Messages, PAGE_ITEMS_MAX, PageBound, Reply, SEQ_MAX, Watermark,
+    Cmd, Entry, Item, Messages, PAGE_ITEMS_MAX, PageBound, Reply, SEQ_MAX, Wanted, Watermark,
 };
 use crate::{Error, Reader};
 use fjall::{Readable, Snapshot};
-use portico_wire::ids::{ConvId, ConvSeq, DeviceId, MsgId, Seq, UserId};
+use portico_wire::ids::{ConvId, ConvSeq, Seq, UserId};
 use std::ops::Bound;
 use std::sync::Arc;
 
@@ -67,8 +67,8 @@ impl View<'_> {
                 since,
                 sender,
                 device,
-                msg_id,
-            } => self.find(*conv, *since, (*sender, *device, *msg_id)),
+                msg_ids,
+            } => self.find(*conv, *since, Wanted::new(*sender, *device, msg_ids)),
             Cmd::Cursors { user } => self.cursors(*user),
             Cmd::Watermarks { conv } => self.watermarks(*conv),
             Cmd::Ceiling => Ok(Reply::Ceiling(self.engine.ceiling())),
@@ -166,12 +166,7 @@ impl View<'_> {
         Ok(Reply::Entries { entries, more })
     }
 
-    fn find(
-        &self,
-        conv: ConvId,
-        since: ConvSeq,
-        wanted: (UserId, DeviceId, MsgId),
-    ) -> Result<Reply, Failure> {
+    fn find(&self, conv: ConvId, since: ConvSeq, mut wanted: Wanted<'_>) -> Result<Reply, Failure> {
         let h12 = self.engine.hash.h12(conv);
         let from = Bound::Included(layout::conv_key(&h12, since.0));
         let to = Bound::Included(layout::conv_key(&h12, u64::MAX));
@@ -179,12 +174,15 @@ impl View<'_> {
             for row in self.snapshot.range(month.1, (from, to)) {
                 let (key, value) = row.into_inner()?;
                 let entry = self.parse_entry(&value, conv);
-                if entry.is_some_and(|e| (e.sender, e.device, e.msg_id) == wanted) {
-                    return Ok(Reply::Found(layout::conv_key_number(&key).map(ConvSeq)));
+                let Some((at, e)) = layout::conv_key_number(&key).zip(entry) else {
+                    continue;
+                };
+                if wanted.is_all_after(e.sender, e.device, e.msg_id, ConvSeq(at)) {
+                    return Ok(wanted.found());
                 }
             }
         }
-        Ok(Reply::Found(None))
+        Ok(wanted.found())
     }
 
     /// In the order of the hashed keys.

@@ -335,9 +335,9 @@ fn rows_of_a_colliding_conversation_are_not_shown() {
         since: ConvSeq(0),
         sender: stranger.sender,
         device: stranger.device,
-        msg_id: stranger.msg_id,
+        msg_ids: vec![stranger.msg_id],
     };
-    assert_eq!(store.read(&find), Reply::Found(None));
+    assert_eq!(store.read(&find), Reply::Found(Vec::new()));
     assert_eq!(store.damaged(), 0);
 }
 

@@ -4,7 +4,8 @@ use super::{VALUE_BYTES_MAX, log::Log};
 use crate::Error;
 use crate::ceiling::Ceiling;
 use crate::messages::{
-    Cmd, Entry, EntryMeta, InboxRef, Item, Mark, PAGE_ITEMS_MAX, PageBound, Reply, Watermark,
+    Cmd, Entry, EntryMeta, InboxRef, Item, Mark, PAGE_ITEMS_MAX, PageBound, Reply, Wanted,
+    Watermark,
 };
 use bytes::Bytes;
 use portico_wire::ids::{ConvId, ConvSeq, DeviceId, MsgId, Seq, UserId};
@@ -137,8 +138,8 @@ impl State {
                 since,
                 sender,
                 device,
-                msg_id,
-            } => Ok(self.find(*conv, *since, (*sender, *device, *msg_id))),
+                msg_ids,
+            } => Ok(self.find(*conv, *since, Wanted::new(*sender, *device, msg_ids))),
             Cmd::Cursors { user } => {
                 let devices = self.cursors.get(user).into_iter();
                 let cursors = devices.flat_map(|devices| devices.from(DeviceId(0)));
@@ -215,10 +216,13 @@ impl State {
         }
     }
 
-    fn find(&self, conv: ConvId, since: ConvSeq, wanted: (UserId, DeviceId, MsgId)) -> Reply {
+    fn find(&self, conv: ConvId, since: ConvSeq, mut wanted: Wanted<'_>) -> Reply {
         let conv = self.entries.get(&conv).into_iter();
-        let mut entries = conv.flat_map(|conv| conv.from(since));
-        let found = entries.find(|(_, e)| (e.sender, e.device, e.msg_id) == wanted);
-        Reply::Found(found.map(|(conv_seq, _)| *conv_seq))
+        for (conv_seq, entry) in conv.flat_map(|conv| conv.from(since)) {
+            if wanted.is_all_after(entry.sender, entry.device, entry.msg_id, *conv_seq) {
+                break;
+            }
+        }
+        wanted.found()
     }
 }

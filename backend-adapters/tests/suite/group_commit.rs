@@ -458,7 +458,7 @@ fn find(n: u64) -> Cmd {
         since: ConvSeq(0),
         sender: UserId(1),
         device: DeviceId(1),
-        msg_id: MsgId::new_v7(n, 0),
+        msg_ids: vec![MsgId::new_v7(n, 0)],
     }
 }
 
@@ -470,7 +470,7 @@ fn searching(readers: usize) -> (GroupCommit<Messages>, crossbeam::channel::Send
         Read(move |cmd: &Cmd| match cmd {
             Cmd::Find { .. } => {
                 let _ = permits.recv();
-                Ok(Reply::Found(None))
+                Ok(Reply::Found(Vec::new()))
             }
             _ => Ok(Reply::Cursors(Vec::new())),
         })

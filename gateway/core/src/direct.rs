@@ -35,7 +35,7 @@ use portico_wire::{
     message::ClientState,
 };
 use rustc_hash::FxBuildHasher;
-use std::{collections::VecDeque, hash::BuildHasher};
+use std::{collections::VecDeque, hash::BuildHasher, mem};
 
 /// What a sender wants to say; owned, on its way through the shards.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -108,6 +108,8 @@ pub(crate) struct Outgoing {
     /// While it waits in a gate, and for the sender's other devices.
     draft: Option<Box<Draft>>,
     retry: bool,
+    /// Waits in a gate for the search that goes on: it is one of those that are looked for.
+    sought: bool,
     /// The sender has other devices.
     siblings: bool,
     /// The first attempt was found.
@@ -121,6 +123,9 @@ impl Outgoing {
         (self.name.0, self.name.1, self.to)
     }
 }
+
+/// Repeated messages that one search looks for.
+const SEARCH_MESSAGES_MAX: usize = 64;
 
 /// Messages of a device to a recipient, as far as their order is concerned.
 pub(crate) type Gate = (UserId, DeviceId, UserId);
@@ -256,6 +261,7 @@ impl Shard {
             to,
             body_bytes,
             draft: None,
+            sought: false,
             retry,
             siblings,
             duplicate: false,
@@ -336,25 +342,39 @@ impl Shard {
             None if retry => {
                 attempt.draft = Some(Box::new(draft));
                 self.gates.insert(key, VecDeque::new());
-                self.find_attempt(token, cx);
+                self.search(token, cx);
             }
             None => self.dispatch(token, draft, cx),
         }
     }
 
-    fn find_attempt(&mut self, token: u64, cx: &mut Turn<'_>) {
-        let Some(attempt) = self.outgoing.get(token) else {
+    /// Looks for a repeated message, and at once for those that wait behind it: after a reconnect a
+    /// client repeats all that had no answer, and a search takes as long as the conversation is.
+    fn search(&mut self, token: u64, cx: &mut Turn<'_>) {
+        let Some(first) = self.outgoing.get(token) else {
             return;
         };
-        let (sender, device, msg_id) = attempt.name;
-        let dated_ms = msg_id.unix_ms().unwrap_or(0);
-        let since_ms = dated_ms.saturating_sub(MSG_ID_BEHIND_MAX_MS);
+        let (key, to) = (first.gate(), first.to);
+        let (sender, device, msg_id) = first.name;
+        let mut msg_ids = vec![msg_id];
+        for waiting in self.gates.get(&key).into_iter().flatten() {
+            let repeated = self.outgoing.get_mut(*waiting).filter(|one| one.retry);
+            if let Some(one) = repeated {
+                one.sought = true;
+                msg_ids.push(one.name.2);
+            }
+            if msg_ids.len() == SEARCH_MESSAGES_MAX {
+                break;
+            }
+        }
+        let dated_ms = msg_ids.iter().map(|id| id.unix_ms().unwrap_or(0)).min();
+        let since_ms = dated_ms.map_or(0, |ms| ms.saturating_sub(MSG_ID_BEHIND_MAX_MS));
         let cmd = StoreCmd::Find {
-            conv: ConvId::direct(sender, attempt.to),
+            conv: ConvId::direct(sender, to),
             since: ConvSeq(since_ms * 1_000),
             sender,
             device,
-            msg_id,
+            msg_ids,
         };
         self.submit(Purpose::Find { token }, cmd, cx);
     }
@@ -362,43 +382,66 @@ impl Shard {
     pub(crate) fn on_found(
         &mut self,
         token: u64,
-        result: Result<Option<ConvSeq>, StoreError>,
+        result: Result<&[(MsgId, ConvSeq)], StoreError>,
+        cx: &mut Turn<'_>,
+    ) {
+        let Some(attempt) = self.outgoing.get(token) else {
+            return;
+        };
+        let key = attempt.gate();
+        self.settle_repeat(token, &result, cx);
+        self.open_gate(key, &result, cx);
+    }
+
+    /// A repeated message was looked for.
+    fn settle_repeat(
+        &mut self,
+        token: u64,
+        result: &Result<&[(MsgId, ConvSeq)], StoreError>,
         cx: &mut Turn<'_>,
     ) {
         let Some(attempt) = self.outgoing.get_mut(token) else {
             return;
         };
-        let key = attempt.gate();
         match result {
-            Ok(Some(conv_seq)) => {
-                attempt.duplicate = true;
-                if let Some(draft) = attempt.draft.take() {
-                    self.send_home(token, Place::Existing(conv_seq), *draft, cx);
+            Ok(places) => match places.iter().find(|(id, _)| *id == attempt.name.2) {
+                Some((_, conv_seq)) => {
+                    attempt.duplicate = true;
+                    if let Some(draft) = attempt.draft.take() {
+                        self.send_home(token, Place::Existing(*conv_seq), *draft, cx);
+                    }
                 }
-            }
-            Ok(None) => self.dispatch_waiting(token, cx),
-            Err(error) => self.fail_send(token, Refusal::Store(error), cx),
+                None => self.dispatch_waiting(token, cx),
+            },
+            Err(error) => self.fail_send(token, Refusal::Store(*error), cx),
         }
-        self.open_gate(key, cx);
     }
 
     /// Lets the messages behind a finished search go, up to the next that needs one.
     ///
     /// Nobody searches for a sender who has gone: what waits here was never handed on, and its
     /// sender says it again. What came behind it is let go of too, or it would overtake.
-    fn open_gate(&mut self, key: Gate, cx: &mut Turn<'_>) {
+    fn open_gate(
+        &mut self,
+        key: Gate,
+        result: &Result<&[(MsgId, ConvSeq)], StoreError>,
+        cx: &mut Turn<'_>,
+    ) {
         let mut abandoned = false;
         while let Some(token) = self.gates.get_mut(&key).and_then(VecDeque::pop_front) {
             let Some(attempt) = self.outgoing.get_mut(token) else {
                 continue;
             };
+            let sought = mem::take(&mut attempt.sought);
             let (retry, asker) = (attempt.retry, attempt.conn);
             let gone = !asker.is_some_and(|id| self.is_open(id));
             if gone && (retry || abandoned) {
                 abandoned = true;
                 self.end_attempt(token);
+            } else if sought {
+                self.settle_repeat(token, result, cx);
             } else if retry {
-                return self.find_attempt(token, cx);
+                return self.search(token, cx);
             } else {
                 self.dispatch_waiting(token, cx);
             }

@@ -66,7 +66,7 @@ pub(crate) enum Purpose {
     },
     /// The copy for the sender's other devices.
     OwnCopy { place: u64, token: u64 },
-    /// Was a repeated message accepted before?
+    /// Were this repeated message, and those sought with it, accepted before?
     Find { token: u64 },
     /// The cursor of a device that logs in.
     Cursors { conn: ConnId },
@@ -670,7 +670,7 @@ impl Shard {
                 self.on_own_copy(place, token, result.map(|_| ()), cx)
             }
             Purpose::Find { token } => match result {
-                Ok(StoreReply::Found(found)) => self.on_found(token, Ok(found), cx),
+                Ok(StoreReply::Found(found)) => self.on_found(token, Ok(&found), cx),
                 Ok(_) => self.on_found(token, Err(StoreError::Invalid), cx),
                 Err(error) => self.on_found(token, Err(error), cx),
             },

@@ -60,13 +60,13 @@ pub enum StoreCmd {
     Append { entry: Entry, to: InboxRef },
     /// References to entries that exist.
     AddRefs { refs: Vec<InboxRef> },
-    /// Was this message accepted at or after `since`?
+    /// Which of these messages were accepted at or after `since`?
     Find {
         conv: ConvId,
         since: ConvSeq,
         sender: UserId,
         device: DeviceId,
-        msg_id: MsgId,
+        msg_ids: Vec<MsgId>,
     },
     /// The inbox after `after`, oldest first, at most `limit` entries; cut early once the bodies
     /// exceed `bytes_max`, but never before one entry.
@@ -99,7 +99,8 @@ impl StoreCmd {
                 Self::AddRefs { refs } => refs.len() * size_of::<InboxRef>(),
                 Self::SetCursors { cursors } => cursors.len() * 24,
                 Self::SetMarks { marks } => marks.len() * 64,
-                Self::Replay { .. } | Self::Find { .. } | Self::Cursors { .. } => 0,
+                Self::Find { msg_ids, .. } => msg_ids.len() * size_of::<MsgId>(),
+                Self::Replay { .. } | Self::Cursors { .. } => 0,
                 Self::Marks { .. } => 0,
             }
     }
@@ -115,7 +116,7 @@ pub struct Item {
 #[derive(Debug, PartialEq, Eq)]
 pub enum StoreReply {
     Done,
-    Found(Option<ConvSeq>),
+    Found(Vec<(MsgId, ConvSeq)>),
     /// A page that says `more` holds at least one entry.
     Page {
         items: Vec<Item>,

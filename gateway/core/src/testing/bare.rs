@@ -197,7 +197,7 @@ impl Bare {
                     // Vectors without elements hold no memory.
                     StoreCmd::Cursors { .. } => StoreReply::Cursors(Vec::new()),
                     StoreCmd::Marks { .. } => StoreReply::Marks(Vec::new()),
-                    StoreCmd::Find { .. } => StoreReply::Found(None),
+                    StoreCmd::Find { .. } => StoreReply::Found(Vec::new()),
                     StoreCmd::Replay { .. } => StoreReply::Page {
                         items: Vec::new(),
                         more: false,

@@ -358,14 +358,16 @@ impl ModelStore {
                 since,
                 sender,
                 device,
-                msg_id,
+                msg_ids,
             } => StoreReply::Found(
                 self.entries
                     .range((conv, since)..=(conv, ConvSeq(u64::MAX)))
-                    .find(|(_, entry)| {
-                        (entry.sender, entry.device, entry.msg_id) == (sender, device, msg_id)
+                    .filter(|(_, entry)| {
+                        (entry.sender, entry.device) == (sender, device)
+                            && msg_ids.contains(&entry.msg_id)
                     })
-                    .map(|((_, conv_seq), _)| *conv_seq),
+                    .map(|((_, conv_seq), entry)| (entry.msg_id, *conv_seq))
+                    .collect(),
             ),
             StoreCmd::Replay {
                 user,

@@ -239,6 +239,55 @@ fn what_follows_a_repeat_waits_for_it() {
     }
 }
 
+/// Fault: each was looked for on its own, one after the other, so that a client that came back to a
+/// busy conversation with a window of repeats waited longer than its own timeout.
+#[test]
+fn those_that_wait_for_a_search_are_looked_for_together() {
+    for shards in 1..=2 {
+        let (a, b) = (user_at(0, shards, 0), user_at(shards - 1, shards, 1));
+        let mut world = world(shards);
+        let (alice, bob) = (world.login(a, 1), world.login(b, 1));
+        let known = world.say(alice, b, "2");
+        sent(&world.run_and_take(alice), known.corr);
+        world.take(bob);
+        let mut letters: Vec<_> = ["0", "1", "2", "3"]
+            .map(|text| world.message(alice, b, text))
+            .into();
+        letters[2].msg_id = known.msg_id;
+        for message in &mut letters {
+            message.flags = Flags::RETRY;
+        }
+        // Two searches that fail are an answer to all four: the first is alone, the others together.
+        world
+            .store
+            .fail(&[CmdKind::Find], 2, StoreError::Unavailable);
+        world.store.hold(&[CmdKind::Find]);
+        for message in &letters {
+            world.post(alice, message);
+        }
+        world.run();
+        assert_eq!(world.store.queued(CmdKind::Find), 1, "one search at a time");
+        world.check_invariants();
+        world.store.release();
+        let got = world.run_and_take(alice);
+        for message in &letters {
+            assert_eq!(error(&got, message.corr), ErrorCode::UNAVAILABLE);
+        }
+        let again: Vec<_> = letters
+            .iter()
+            .map(|message| repeat(&mut world, alice, message).corr)
+            .collect();
+        let got = world.run_and_take(alice);
+        let known: Vec<_> = again.iter().map(|corr| sent(&got, *corr).1).collect();
+        assert_eq!(known, [false, false, true, false]);
+        // The reference of the known one is written again, its entry is not.
+        assert_eq!(texts(&world.take(bob)), ["0", "1", "2", "3"]);
+        assert_eq!(entries(&world, a, b), 4);
+        world.advance(20_000);
+        assert_idle(&world);
+    }
+}
+
 #[test]
 fn a_search_that_fails_lets_the_rest_go() {
     let mut world = world(1);
