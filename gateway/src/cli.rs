@@ -54,6 +54,21 @@ pub(crate) struct ServeArgs {
     /// Where clients connect; port 0 takes a free one [default: 127.0.0.1:7400]
     #[arg(long, value_name = "ADDR")]
     listen: Option<String>,
+    /// Let --listen be an address that others can reach
+    #[arg(long)]
+    allow_plaintext: bool,
+    /// Where clients connect with TLS; needs a certificate [default port: 7443]
+    #[arg(long, value_name = "ADDR")]
+    tls_listen: Option<String>,
+    /// Certificate chain (PEM), read again when it changes
+    #[arg(long, value_name = "FILE")]
+    tls_cert: Option<String>,
+    /// Its private key (PEM)
+    #[arg(long, value_name = "FILE")]
+    tls_key: Option<String>,
+    /// Make a certificate, tls-cert.pem in the data directory, for trying it out
+    #[arg(long)]
+    tls_self_signed: bool,
     /// Where /healthz, /readyz, /metrics and /version answer [default: 127.0.0.1:7480]
     #[arg(long, value_name = "ADDR")]
     admin: Option<String>,
@@ -77,8 +92,22 @@ pub(crate) struct ServeArgs {
 impl ServeArgs {
     /// (key of the setting, name of the flag, value), for what was given.
     pub(crate) fn settings(&self) -> Vec<(&'static str, &'static str, String)> {
+        let switch = |on: bool| on.then(|| "true".to_owned());
         [
             ("server.listen", "listen", &self.listen),
+            (
+                "server.allow_plaintext",
+                "allow-plaintext",
+                &switch(self.allow_plaintext),
+            ),
+            ("tls.listen", "tls-listen", &self.tls_listen),
+            ("tls.cert", "tls-cert", &self.tls_cert),
+            ("tls.key", "tls-key", &self.tls_key),
+            (
+                "tls.self_signed",
+                "tls-self-signed",
+                &switch(self.tls_self_signed),
+            ),
             ("server.admin", "admin", &self.admin),
             ("server.data", "data", &self.data),
             ("server.backend", "backend", &self.backend),
@@ -271,13 +300,19 @@ mod tests {
     #[test]
     fn every_flag_of_serve_is_a_setting() {
         let all = parse(
-            "portico --listen a --admin b --data c --backend d --shards e --cpus f --config g",
+            "portico --listen a --admin b --data c --backend d --shards e --cpus f --config g \
+             --allow-plaintext --tls-listen h --tls-cert i --tls-key j --tls-self-signed",
         )
         .unwrap();
         let settings = all.serve.settings();
-        assert_eq!(settings.len(), 6);
+        assert_eq!(settings.len(), 11);
         for (key, flag, _) in settings {
-            assert_eq!(key, format!("server.{flag}"));
+            let name = flag.replace('-', "_");
+            let named = match name.strip_prefix("tls_") {
+                Some(name) => format!("tls.{name}"),
+                None => format!("server.{name}"),
+            };
+            assert_eq!(key, named);
             assert!(crate::config::KNOBS.iter().any(|knob| knob.key == key));
         }
         assert_eq!(all.serve.config, Some(PathBuf::from("g")));

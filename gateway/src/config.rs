@@ -17,7 +17,9 @@ pub(crate) use knobs::{KNOBS, SHARDS_MAX};
 pub(crate) use load::{Env, ProcessEnv, Sources};
 pub(crate) use print::default_file;
 
-use portico_gateway::{GatewayOptions, JwtOptions, Limits, RingSizes, backend::embedded};
+use portico_gateway::{
+    GatewayOptions, JwtOptions, Limits, RingSizes, TlsOptions, backend::embedded,
+};
 use std::{
     fmt,
     net::{Ipv4Addr, SocketAddr},
@@ -29,6 +31,8 @@ use std::{
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Server {
     pub(crate) listen: SocketAddr,
+    /// Plain text may leave the machine.
+    pub(crate) allow_plaintext: bool,
     pub(crate) admin: SocketAddr,
     pub(crate) data: PathBuf,
     pub(crate) backend: BackendKind,
@@ -60,6 +64,22 @@ pub(crate) struct Drain {
     pub(crate) spread_ms: u32,
     pub(crate) deadline_ms: u32,
     pub(crate) flush_ms: u32,
+}
+
+/// TLS, where it is served.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Tls {
+    /// None: not at all. With it there is a certificate with its key, or `self_signed`.
+    pub(crate) listen: Option<SocketAddr>,
+    pub(crate) cert: Option<PathBuf>,
+    pub(crate) key: Option<PathBuf>,
+    pub(crate) self_signed: bool,
+    pub(crate) ticket_secret: Option<PathBuf>,
+    pub(crate) client_ca: Option<PathBuf>,
+    pub(crate) client_required: bool,
+    pub(crate) handshakes_per_turn: usize,
+    pub(crate) handshake_ms: u32,
+    pub(crate) hibernate_after_s: u32,
 }
 
 /// Bounds of one shard that the driver keeps, beside those of the core.
@@ -110,6 +130,7 @@ pub(crate) enum LogFormat {
 pub(crate) struct Settings {
     pub(crate) server: Server,
     pub(crate) session: Session,
+    pub(crate) tls: Tls,
     pub(crate) auth: JwtOptions,
     pub(crate) limits: Limits,
     pub(crate) shard: Shard,
@@ -126,6 +147,7 @@ impl Default for Settings {
         Self {
             server: Server {
                 listen: gateway.listen,
+                allow_plaintext: false,
                 admin: SocketAddr::from((Ipv4Addr::LOCALHOST, 7480)),
                 data: PathBuf::from("./portico-data"),
                 backend: BackendKind::Embedded,
@@ -138,6 +160,18 @@ impl Default for Settings {
                 heartbeat_s: gateway.heartbeat_s,
                 heartbeat_min_s: gateway.heartbeat_min_s,
                 heartbeat_max_s: gateway.heartbeat_max_s,
+            },
+            tls: Tls {
+                listen: None,
+                cert: None,
+                key: None,
+                self_signed: false,
+                ticket_secret: None,
+                client_ca: None,
+                client_required: false,
+                handshakes_per_turn: TlsOptions::HANDSHAKES_PER_TURN,
+                handshake_ms: TlsOptions::HANDSHAKE_MS,
+                hibernate_after_s: TlsOptions::HIBERNATE_AFTER_S,
             },
             auth: JwtOptions::default(),
             limits: gateway.limits,

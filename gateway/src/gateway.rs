@@ -20,6 +20,7 @@ use crate::{
         CrewError, CrewThread, Mesh, Metric, Order, Published, RingError, RingSizes, ShardPlan,
         listen, now,
     },
+    tls_options::TlsOptions,
 };
 use housekeeping::{Housekeeper, ask};
 use portico_backend::{
@@ -49,10 +50,12 @@ const CLOSE_MIN: Duration = Duration::from_secs(1);
 const JOIN_STEP: Duration = Duration::from_millis(2);
 
 /// Settings of a gateway. The default serves on the loopback interface, one shard per core.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug)]
 pub struct GatewayOptions {
     /// Port 0 lets the kernel choose: [`Gateway::local_addr`] tells which.
     pub listen: SocketAddr,
+    /// Beside the plain port. None: no TLS.
+    pub tls: Option<TlsOptions>,
     /// 0: one per CPU. May exceed the number of CPUs: each shard has a table of its own for its
     /// connections, so that more shards hold more connections than one process may open files.
     pub shards: usize,
@@ -83,6 +86,7 @@ impl Default for GatewayOptions {
     fn default() -> Self {
         Self {
             listen: SocketAddr::from(([127, 0, 0, 1], 7_400)),
+            tls: None,
             shards: 0,
             cpus: Vec::new(),
             node: String::new(),
@@ -151,6 +155,7 @@ pub struct MetricsSnapshot {
 /// does it in order.
 pub struct Gateway {
     address: SocketAddr,
+    tls_address: Option<SocketAddr>,
     mesh: Arc<Mesh>,
     published: Vec<Arc<Published>>,
     threads: Vec<CrewThread>,
@@ -186,11 +191,15 @@ impl Gateway {
             shards => shards,
         };
         let seq_floor = ceiling(&messages)?;
-        let listeners = listeners(options.listen, options.user_timeout_ms, shards)?;
-        let address = match listeners.first().map(TcpListener::local_addr) {
-            Some(Ok(address)) => address,
-            Some(Err(error)) => return Err(cannot_listen(options.listen, error)),
-            None => options.listen,
+        let (plain_listeners, address) =
+            listeners(options.listen, options.user_timeout_ms, shards)?;
+        let tls_listeners = options.tls.as_ref();
+        let tls_listeners = tls_listeners
+            .map(|tls| listeners(tls.listen, options.user_timeout_ms, shards))
+            .transpose()?;
+        let (mut tls_listeners, tls_address) = match tls_listeners {
+            Some((listeners, address)) => (listeners.into_iter(), Some(address)),
+            None => (Vec::new().into_iter(), None),
         };
         let in_shard = |shard: usize, error: &dyn fmt::Display| StartError::Shard {
             shard,
@@ -201,6 +210,7 @@ impl Gateway {
         let mesh = Mesh::new(shards, crews).map_err(|error: RingError| in_shard(0, &error))?;
         let mut gateway = Self {
             address,
+            tls_address,
             mesh: Arc::new(mesh),
             published: (0..shards).map(|_| Arc::default()).collect(),
             threads: Vec::with_capacity(crews),
@@ -212,10 +222,11 @@ impl Gateway {
         let slots = slots_per_shard(options.slots_per_shard, open_files.current);
         let sizes = options.ring.resolve(shards, cpus.len());
         let mut plans: Vec<Vec<ShardPlan>> = (0..crews).map(|_| Vec::new()).collect();
-        for (shard, listener) in listeners.into_iter().enumerate() {
+        for (shard, listener) in plain_listeners.into_iter().enumerate() {
             plans[shard % crews].push(ShardPlan {
                 core: core_config(&options, shard, shards, seq_floor),
                 listener,
+                tls: tls_listeners.next().zip(options.tls.clone()),
                 slots,
                 sizes: sizes.clone(),
                 unread_bytes_max: options.unread_bytes_max,
@@ -281,6 +292,12 @@ impl Gateway {
     #[must_use]
     pub const fn local_addr(&self) -> SocketAddr {
         self.address
+    }
+
+    /// Where TLS is served, if it is.
+    #[must_use]
+    pub const fn tls_addr(&self) -> Option<SocketAddr> {
+        self.tls_address
     }
 
     #[must_use]
@@ -388,12 +405,12 @@ fn ceiling(messages: &Arc<dyn Backend<Messages>>) -> Result<u64, StartError> {
     Ok(ceiling)
 }
 
-/// One per shard, on one port.
+/// One per shard, on one port, and the address with that port.
 fn listeners(
     address: SocketAddr,
     user_timeout_ms: u32,
     shards: usize,
-) -> Result<Vec<TcpListener>, StartError> {
+) -> Result<(Vec<TcpListener>, SocketAddr), StartError> {
     // SO_REUSEPORT would let a second gateway of the same user join in: ask without it first.
     if address.port() != 0 {
         drop(TcpListener::bind(address).map_err(|error| cannot_listen(address, error))?);
@@ -408,7 +425,7 @@ fn listeners(
             .map_err(|error| cannot_listen(address, error))?;
         listeners.push(listener);
     }
-    Ok(listeners)
+    Ok((listeners, address))
 }
 
 fn cannot_listen(address: SocketAddr, error: io::Error) -> StartError {

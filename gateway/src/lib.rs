@@ -14,6 +14,8 @@ mod auth;
 mod driver;
 mod gateway;
 mod store_map;
+mod tls_files;
+mod tls_options;
 
 pub use auth::{
     AUTH_KEY_FILE, Authenticator, JwtAuthenticator, JwtOptions, KeyError, RESUME_KEY_FILE,
@@ -30,6 +32,9 @@ pub use gateway::{
 };
 pub use portico_backend as backend;
 pub use portico_core::{AuthError, Credentials, Grant, Limits};
+pub use portico_tls as tls;
+pub use tls_files::{ClientFiles, TlsFiles, TlsReloader, TlsStatus};
+pub use tls_options::TlsOptions;
 
 /// Every number a shard publishes, at zero: names, labels and what they mean.
 #[must_use]

@@ -1,6 +1,7 @@
 //! `portico serve`: from checked settings to a gateway that accepts, and back to nothing.
 //!
 //! # Invariants
+//! - SIGHUP has the files of TLS read again, and does not end the process where TLS is served.
 //! - Standard output gets one line, when clients are accepted; what is for people goes to standard
 //!   error before it.
 //! - Whatever cannot work is found before the first client is accepted, and is one sentence.
@@ -9,30 +10,36 @@
 
 mod greeting;
 mod store;
+mod tls;
 
 use crate::{
     Failure,
-    admin::{self, Readiness, StoreView, Subject},
+    admin::{self, Readiness, StoreView, Subject, TlsView},
     config::Config,
     probe::{self, Machine},
     telemetry,
 };
-use portico_gateway::{Gateway, GatewayOptions, JwtAuthenticator, Meter, Metric, backend::Health};
+use portico_gateway::{
+    Gateway, GatewayOptions, JwtAuthenticator, Meter, Metric, TlsStatus, backend::Health,
+};
 use signal_hook::{
-    consts::{SIGINT, SIGTERM},
+    consts::{SIGHUP, SIGINT, SIGTERM},
     flag,
     iterator::Signals,
 };
 use std::{
     fs,
     io::{self, Write as _},
+    net::SocketAddr,
     sync::{
         Arc, OnceLock,
         atomic::{AtomicBool, Ordering},
+        mpsc,
     },
     time::{Duration, Instant},
 };
 use store::Store;
+use tls::Tls;
 
 const DAY: Duration = Duration::from_secs(86_400);
 /// Longest node name: it goes into every WELCOME.
@@ -58,19 +65,30 @@ pub(crate) fn serve(config: &Config) -> Result<(), Failure> {
     let authenticator =
         JwtAuthenticator::open(&config.server.data, &config.auth).map_err(Failure::runtime)?;
     let store = Store::open(config)?;
-    let mut signals = catch_signals().map_err(Failure::runtime)?;
-    let options = options(config, &machine);
+    let tls = Tls::open(config)?;
+    let mut signals = catch_signals(tls.is_some()).map_err(Failure::runtime)?;
+    let mut options = options(config, &machine);
+    options.tls = tls.as_ref().map(|tls| tls.options.clone());
     let mut gateway = Gateway::start(options, store.messages(), Arc::new(authenticator))
         .map_err(Failure::runtime)?;
     let listen = gateway.local_addr();
     stage.open(Scene {
         meter: gateway.meter(),
         store: store.clone(),
+        tls: tls.as_ref().map(Tls::status),
     });
-    greeting::print(config, &machine, listen, admin);
-    announce(&format!("ready listen={listen} admin={admin}\n"));
+    let reload = tls.map(Tls::watch).transpose()?;
+    let addresses = Addresses {
+        listen,
+        admin,
+        tls: gateway.tls_addr(),
+    };
+    greeting::print(config, &machine, addresses);
+    let tls = addresses.tls;
+    let tls = tls.map_or_else(String::new, |address| format!(" tls={address}"));
+    announce(&format!("ready listen={listen} admin={admin}{tls}\n"));
 
-    let signal = signals.forever().next();
+    let signal = await_end(&mut signals, reload.as_ref());
     tracing::info!(signal, "draining; a second signal ends at once");
     stage.draining.store(true, Ordering::Relaxed);
     let start = Instant::now();
@@ -89,19 +107,44 @@ pub(crate) fn serve(config: &Config) -> Result<(), Failure> {
 
 /// A second signal, or a third, ends the process with code 1 from within its handler. The first
 /// only arms that, and is told to whoever reads the iterator.
-fn catch_signals() -> io::Result<Signals> {
+///
+/// SIGHUP ends a process that does not catch it, as it should when its terminal goes away: it is
+/// caught only if it has a meaning.
+fn catch_signals(reloads: bool) -> io::Result<Signals> {
     let armed = Arc::new(AtomicBool::new(false));
     for signal in [SIGTERM, SIGINT] {
         // In this order: the handler that looks runs before the one that arms.
         flag::register_conditional_shutdown(signal, 1, armed.clone())?;
         flag::register(signal, armed.clone())?;
     }
-    Signals::new([SIGTERM, SIGINT])
+    let hangup = reloads.then_some(SIGHUP);
+    Signals::new([SIGTERM, SIGINT].into_iter().chain(hangup))
+}
+
+/// The signal that asks for the end.
+fn await_end(signals: &mut Signals, reload: Option<&mpsc::Sender<()>>) -> Option<i32> {
+    for signal in signals.forever() {
+        match reload.filter(|_| signal == SIGHUP) {
+            // The thread that reads the files lives as long as this sender.
+            Some(reload) => drop(reload.send(())),
+            None => return Some(signal),
+        }
+    }
+    None
+}
+
+/// Where a gateway can be reached.
+#[derive(Clone, Copy, Debug)]
+struct Addresses {
+    listen: SocketAddr,
+    admin: SocketAddr,
+    tls: Option<SocketAddr>,
 }
 
 fn options(config: &Config, machine: &Machine) -> GatewayOptions {
     GatewayOptions {
         listen: config.server.listen,
+        tls: None,
         shards: usize::from(machine.shards),
         cpus: machine.cpus.iter().map(|cpu| usize::from(*cpu)).collect(),
         node: node(&config.server.node),
@@ -147,6 +190,7 @@ struct Stage {
 struct Scene {
     meter: Meter,
     store: Store,
+    tls: Option<Arc<TlsStatus>>,
 }
 
 impl Stage {
@@ -172,6 +216,15 @@ impl Subject for Stage {
             health: snapshot.health,
             stats: snapshot.store,
             rows_damaged: scene.store.rows_damaged(),
+        })
+    }
+
+    fn tls(&self) -> Option<TlsView> {
+        let status = self.scene.get()?.tls.as_ref()?;
+        Some(TlsView {
+            expires_unix_s: status.expires_unix_s(),
+            reloaded: status.reloaded(),
+            failed: status.failed(),
         })
     }
 

@@ -11,7 +11,7 @@
 mod limited;
 mod page;
 
-pub(crate) use page::{StoreView, table};
+pub(crate) use page::{StoreView, TlsView, table};
 
 use crate::telemetry::Process;
 use axum::{
@@ -48,6 +48,8 @@ pub(crate) trait Subject: Send + Sync + 'static {
     fn shards(&self) -> Vec<Vec<Metric>>;
     /// The store, once it is open.
     fn store(&self) -> Option<StoreView>;
+    /// TLS, where it is served.
+    fn tls(&self) -> Option<TlsView>;
     fn readiness(&self) -> Readiness;
 }
 
@@ -128,6 +130,7 @@ async fn metrics(State(subject): State<Arc<dyn Subject>>) -> impl IntoResponse {
     let observed = Observed {
         shards: subject.shards(),
         store: subject.store(),
+        tls: subject.tls(),
         ready: subject.readiness().ready,
         process: Process::read(),
     };

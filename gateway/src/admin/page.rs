@@ -24,6 +24,7 @@ const PER_SHARD: [&str; 4] = [
 pub(crate) struct Observed {
     pub(crate) shards: Vec<Vec<Metric>>,
     pub(crate) store: Option<StoreView>,
+    pub(crate) tls: Option<TlsView>,
     pub(crate) ready: bool,
     pub(crate) process: Process,
 }
@@ -37,6 +38,15 @@ pub(crate) struct StoreView {
     pub(crate) rows_damaged: u64,
 }
 
+/// The files of TLS as they are seen here.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct TlsView {
+    /// 0: the dates cannot be read.
+    pub(crate) expires_unix_s: u64,
+    pub(crate) reloaded: u64,
+    pub(crate) failed: u64,
+}
+
 /// Renders a page.
 pub(crate) fn page(observed: &Observed) -> String {
     let mut out = Writer::default();
@@ -44,6 +54,9 @@ pub(crate) fn page(observed: &Observed) -> String {
     shards(&mut out, &observed.shards);
     if let Some(view) = &observed.store {
         store(&mut out, view);
+    }
+    if let Some(view) = &observed.tls {
+        tls(&mut out, view);
     }
     process(&mut out, &observed.process);
     out.text
@@ -58,6 +71,11 @@ pub(crate) fn table() -> String {
             health: Health::Up,
             stats: Stats::default(),
             rows_damaged: 0,
+        }),
+        tls: Some(TlsView {
+            expires_unix_s: 0,
+            reloaded: 0,
+            failed: 0,
         }),
         ready: true,
         process: Process::default(),
@@ -238,6 +256,27 @@ fn store(out: &mut Writer, view: &StoreView) {
         seconds(stats.commit_us_max),
     );
     commits(out, stats);
+}
+
+fn tls(out: &mut Writer, view: &TlsView) {
+    let ends_s = i64::try_from(view.expires_unix_s).unwrap_or(i64::MAX);
+    let now_s = std::time::UNIX_EPOCH
+        .elapsed()
+        .unwrap_or_default()
+        .as_secs();
+    out.gauge(
+        "portico_tls_certificate_expiry_seconds",
+        "Seconds until the certificate in use ends; below 0 when it has.",
+        ends_s.saturating_sub_unsigned(now_s),
+    );
+    let name = "portico_tls_reloads_total";
+    out.head(
+        name,
+        "counter",
+        "Times the files of TLS were read again, by whether they came into use.",
+    );
+    out.sample(name, "result=\"used\"", view.reloaded);
+    out.sample(name, "result=\"failed\"", view.failed);
 }
 
 fn commits(out: &mut Writer, stats: &Stats) {

@@ -53,6 +53,14 @@ impl Subject for Stage {
             .to_vec()
     }
 
+    fn tls(&self) -> Option<TlsView> {
+        Some(TlsView {
+            expires_unix_s: 1_000,
+            reloaded: 2,
+            failed: 1,
+        })
+    }
+
     fn store(&self) -> Option<StoreView> {
         let mut stats = Stats {
             commit_us_sum: 1_500_000,
@@ -186,6 +194,7 @@ fn observe(stage: &Stage) -> Observed {
     Observed {
         shards: stage.shards(),
         store: stage.store(),
+        tls: stage.tls(),
         ready: true,
         process: Process::default(),
     }
@@ -195,6 +204,8 @@ fn observe(stage: &Stage) -> Observed {
 fn counters_are_summed_and_levels_are_shown_per_shard() {
     let page = page(&observe(&Stage::new()));
     for line in [
+        "portico_tls_reloads_total{result=\"used\"} 2",
+        "portico_tls_reloads_total{result=\"failed\"} 1",
         "portico_a_total{reason=\"x\"} 11",
         "portico_a_total{reason=\"y\"} 22",
         "portico_b{shard=\"0\"} 1",

@@ -75,6 +75,9 @@ knobs! {
     "server.listen", Address(server.listen), NO_BOUNDS,
     "Where clients connect (binary protocol). Loopback by default: opening a port to others is a \
      decision. Port 0 takes a free one.";
+    "server.allow_plaintext", Switch(server.allow_plaintext), NO_BOUNDS,
+    "Lets server.listen be another address than one of this machine. Tokens and messages then cross \
+     the network as they are: right behind a proxy that ends TLS, wrong elsewhere.";
     "server.admin", Address(server.admin), NO_BOUNDS,
     "Where operators ask for /healthz, /readyz, /metrics and /version. It has no sign-in: keep it \
      on loopback or in a network of your own.";
@@ -106,6 +109,35 @@ knobs! {
     "Shortest interval that a PING may promise. Shorter ones cost CPU per idle connection.";
     "session.heartbeat_max_s", U16(session.heartbeat_max_s), bounds(1, 3_600, "s"),
     "Longest interval that a PING may promise. Longer ones find dead connections later.";
+
+    "tls.listen", MaybeAddress(tls.listen), NO_BOUNDS,
+    "Where clients connect with TLS 1.3. Needs tls.cert and tls.key, or tls.self_signed. Port 0 takes \
+     a free one.";
+    "tls.cert", MaybePath(tls.cert), NO_BOUNDS,
+    "PEM file: the server's certificate, then those between it and its authority. Read again when it \
+     changes, and on SIGHUP; connections stay.";
+    "tls.key", MaybePath(tls.key), NO_BOUNDS,
+    "PEM file: the private key of the certificate, not encrypted.";
+    "tls.self_signed", Switch(tls.self_signed), NO_BOUNDS,
+    "For trying it out: a certificate that nobody has signed, made in the data directory as \
+     tls-cert.pem and used again while it is valid. Clients have to be given that file.";
+    "tls.ticket_secret", MaybePath(tls.ticket_secret), NO_BOUNDS,
+    "File of 32 to 1024 random bytes. Gateways with the same one resume each other's sessions, also \
+     after a restart. As precious as the private key. Without it, the secret ends with the process.";
+    "tls.client_ca", MaybePath(tls.client_ca), NO_BOUNDS,
+    "PEM file: authorities whose certificates clients may show. One with the URI portico:user:7, or \
+     portico:user:7:device:1, among its alternative names logs that user in; a token beside it has \
+     to name the same.";
+    "tls.client_required", Switch(tls.client_required), NO_BOUNDS,
+    "Refuses clients without such a certificate.";
+    "tls.handshakes_per_turn", Usize(tls.handshakes_per_turn), bounds(1, 1_024, "handshakes"),
+    "Handshakes that a shard goes on with at a time; none is begun half a millisecond after the first. \
+     Fewer let messages of live connections through sooner in a storm of new ones.";
+    "tls.handshake_ms", U32(tls.handshake_ms), bounds(100, 600_000, "ms"),
+    "From accept to the end of the TLS handshake; then session.handshake_ms begins.";
+    "tls.hibernate_after_s", U32(tls.hibernate_after_s), bounds(0, 86_400, "s"),
+    "A session that has been quiet for this long, or up to twice as long, gives back 1.1 KB; its next \
+     record costs some microseconds more. 0 is never.";
 
     "auth.audience", Name(auth.audience), NO_BOUNDS,
     "The aud claim that access tokens must carry if they carry one.";

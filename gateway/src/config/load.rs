@@ -166,6 +166,9 @@ fn check(settings: &mut Settings) -> Result<(), ConfigError> {
         .saturating_add(FRAME_BYTES_TO_CLIENT_MAX);
     let server = &settings.server;
     let same_port = server.listen == server.admin && server.listen.port() != 0;
+    let tls = &settings.tls;
+    let tls_port = tls.listen.filter(|address| address.port() != 0);
+    let certified = tls.cert.is_some() || tls.self_signed;
     let rules = [
         (
             session.heartbeat_min_s <= session.heartbeat_s,
@@ -207,6 +210,47 @@ fn check(settings: &mut Settings) -> Result<(), ConfigError> {
             !same_port,
             ("server.listen", "server.admin"),
             "clients and operators need two ports",
+        ),
+        (
+            server.allow_plaintext || server.listen.ip().is_loopback(),
+            ("server.listen", "server.allow_plaintext"),
+            "what goes through this port can be read on its way: keep it on 127.0.0.1 and let clients \
+             come through TLS (--tls-listen), or say --allow-plaintext",
+        ),
+        (
+            tls_port.is_none_or(|address| address != server.listen),
+            ("tls.listen", "server.listen"),
+            "TLS and plain text need two ports",
+        ),
+        (
+            tls_port.is_none_or(|address| address != server.admin),
+            ("tls.listen", "server.admin"),
+            "clients and operators need two ports",
+        ),
+        (
+            tls.cert.is_some() == tls.key.is_some(),
+            ("tls.cert", "tls.key"),
+            "a certificate and its key come together",
+        ),
+        (
+            !(tls.cert.is_some() && tls.self_signed),
+            ("tls.cert", "tls.self_signed"),
+            "it is one or the other",
+        ),
+        (
+            tls.listen.is_none() || certified,
+            ("tls.listen", "tls.cert"),
+            "TLS needs a certificate: --tls-cert FILE --tls-key FILE, or --tls-self-signed to try it out",
+        ),
+        (
+            tls.listen.is_some() || !certified,
+            ("tls.listen", "tls.self_signed"),
+            "a certificate is of no use without a port: --tls-listen ADDR, such as 0.0.0.0:7443",
+        ),
+        (
+            tls.client_ca.is_some() || !tls.client_required,
+            ("tls.client_ca", "tls.client_required"),
+            "name the authorities that sign the certificates of clients",
         ),
     ];
     for (holds, (left, right), rule) in rules {

@@ -1,7 +1,11 @@
 //! Values as they are written: parsing, what is allowed, and printing back.
 
 use super::{BackendKind, LogFormat, LogLevel};
-use std::{net::SocketAddr, path::PathBuf};
+use portico_gateway::TlsOptions;
+use std::{
+    net::{IpAddr, SocketAddr},
+    path::PathBuf,
+};
 use toml::Value;
 
 /// The place of one setting, by its type.
@@ -14,13 +18,18 @@ pub(super) enum Slot<'a> {
     Power16(&'a mut u16),
     Power32(&'a mut u32),
     Address(&'a mut SocketAddr),
+    /// Nowhere, or an address, whose port may be left to this one.
+    MaybeAddress(&'a mut Option<SocketAddr>),
     Path(&'a mut PathBuf),
+    /// None is empty.
+    MaybePath(&'a mut Option<PathBuf>),
     Paths(&'a mut Vec<PathBuf>),
     Name(&'a mut String),
     Backend(&'a mut BackendKind),
     /// A number, or `auto`.
     Count(&'a mut Option<u16>),
     Cpus(&'a mut Vec<u16>),
+    Switch(&'a mut bool),
     Level(&'a mut LogLevel),
     Format(&'a mut LogFormat),
 }
@@ -48,6 +57,7 @@ pub(super) struct NotAllowed;
 /// Greatest CPU number that can be named.
 const CPU_MAX: u16 = 4_095;
 const NAME_BYTES_MAX: usize = 64;
+const TLS_PORT: u16 = TlsOptions::PORT;
 /// Leaves a number to the gateway.
 const AUTO: &str = "auto";
 const BACKENDS: [(&str, BackendKind); 2] = [
@@ -85,7 +95,9 @@ impl Slot<'_> {
                 Ok(())
             }
             Self::Address(slot) => put(slot, given.text().and_then(|text| text.parse().ok())),
+            Self::MaybeAddress(slot) => put(slot, given.text().and_then(maybe_address)),
             Self::Path(slot) => put(slot, given.text().and_then(path)),
+            Self::MaybePath(slot) => put(slot, given.text().and_then(maybe_path)),
             Self::Paths(slot) => put(
                 slot,
                 given
@@ -97,6 +109,7 @@ impl Slot<'_> {
             Self::Level(slot) => put(slot, choice(given, &LEVELS)),
             Self::Format(slot) => put(slot, choice(given, &FORMATS)),
             Self::Cpus(slot) => put(slot, given.text().and_then(cpu_list)),
+            Self::Switch(slot) => put(slot, given.switch()),
         }
     }
 
@@ -115,7 +128,13 @@ impl Slot<'_> {
             Self::Address(_) => {
                 "an IP address and a port, such as 127.0.0.1:7400 or [::]:7400".to_owned()
             }
+            Self::MaybeAddress(_) => format!(
+                "an IP address, and a port unless it is {TLS_PORT}, such as 0.0.0.0 or [::]:8443; \
+                 empty is off"
+            ),
             Self::Path(_) => "a path".to_owned(),
+            Self::MaybePath(_) => "a path, or nothing".to_owned(),
+            Self::Switch(_) => "true or false".to_owned(),
             Self::Paths(_) => "a list of paths (in the environment separated by commas)".to_owned(),
             Self::Name(_) => format!("at most {NAME_BYTES_MAX} printable ASCII characters"),
             Self::Backend(_) => names(&BACKENDS),
@@ -139,7 +158,15 @@ impl Slot<'_> {
             Self::Power32(value) => value.to_string(),
             Self::Count(Some(count)) => count.to_string(),
             Self::Address(value) => quoted(&value.to_string()),
+            Self::MaybeAddress(value) => {
+                quoted(&value.map_or_else(String::new, |address| address.to_string()))
+            }
             Self::Path(value) => quoted(&value.display().to_string()),
+            Self::MaybePath(value) => {
+                let shown = value.as_ref().map(|path| path.display().to_string());
+                quoted(&shown.unwrap_or_default())
+            }
+            Self::Switch(value) => value.to_string(),
             Self::Paths(value) => {
                 let all: Vec<_> = value
                     .iter()
@@ -181,6 +208,13 @@ impl Given<'_> {
             Self::Typed(value) => value.as_array()?.iter().map(Value::as_str).collect(),
             Self::Plain("") => Some(Vec::new()),
             Self::Plain(text) => Some(text.split(',').collect()),
+        }
+    }
+
+    fn switch(&self) -> Option<bool> {
+        match self {
+            Self::Typed(value) => value.as_bool(),
+            Self::Plain(text) => text.parse().ok(),
         }
     }
 
@@ -250,6 +284,27 @@ fn path(text: &str) -> Option<PathBuf> {
     (!text.is_empty() && !text.contains(broken)).then(|| PathBuf::from(text))
 }
 
+fn maybe_path(text: &str) -> Option<Option<PathBuf>> {
+    match text {
+        "" => Some(None),
+        text => path(text).map(Some),
+    }
+}
+
+fn maybe_address(text: &str) -> Option<Option<SocketAddr>> {
+    if text.is_empty() {
+        return Some(None);
+    }
+    let bare = text
+        .strip_prefix('[')
+        .and_then(|rest| rest.strip_suffix(']'));
+    let with_port = || {
+        let ip: IpAddr = bare.unwrap_or(text).parse().ok()?;
+        Some(SocketAddr::new(ip, TLS_PORT))
+    };
+    text.parse().ok().or_else(with_port).map(Some)
+}
+
 fn name(text: &str) -> Option<String> {
     let fits =
         text.len() <= NAME_BYTES_MAX && text.bytes().all(|byte| (b' '..=b'~').contains(&byte));
@@ -300,6 +355,32 @@ mod tests {
             "", ",", "1,", "1,1", "0-3,2", "3-1", "-1", "1-", "a", "1 ", "4096", "0-9999", "+1",
         ] {
             assert_eq!(cpu_list(bad), None, "{bad:?}");
+        }
+    }
+
+    #[test]
+    fn an_address_may_leave_its_port_to_the_usual_one() {
+        let address = |text: &str| text.parse::<SocketAddr>().ok();
+        for (text, expected) in [
+            ("", None),
+            ("0.0.0.0", address("0.0.0.0:7443")),
+            ("127.0.0.1:0", address("127.0.0.1:0")),
+            ("::", address("[::]:7443")),
+            ("[::1]", address("[::1]:7443")),
+            ("[::1]:1", address("[::1]:1")),
+        ] {
+            assert_eq!(maybe_address(text), Some(expected), "{text}");
+        }
+        for bad in [
+            "localhost",
+            "7443",
+            ":7443",
+            "1.2.3.4:",
+            "1.2.3",
+            "[::1",
+            "off",
+        ] {
+            assert_eq!(maybe_address(bad), None, "{bad}");
         }
     }
 

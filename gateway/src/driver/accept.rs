@@ -8,11 +8,14 @@
 //!
 //! A direct descriptor cannot be given to setsockopt: what accepted sockets need is set on the
 //! listener and inherited.
+//!
+//! A shard has a door for plain connections and may have one for TLS. They share the table: each
+//! keeps room for what the other may take at once, and the last few slots are divided.
 
 use super::{
     Driver,
     counters::Tally,
-    ring::{AcceptMode, Errno, Op, Slot},
+    ring::{AcceptMode, Door, Errno, Op, Slot},
     socket::State,
 };
 use portico_core::Input;
@@ -72,9 +75,18 @@ pub(super) fn reserve(slots: u32, shards: usize) -> u32 {
     }
 }
 
-/// The listener of a shard, and the ACCEPT that runs on it.
+/// The doors of a shard, and the ACCEPTs that run at them.
 #[derive(Debug)]
 pub(super) struct Acceptor {
+    entries: Vec<Entry>,
+    paused: bool,
+    slots: u32,
+    reserve: u32,
+}
+
+#[derive(Debug)]
+struct Entry {
+    door: Door,
     /// `None` after the drain began.
     listener: Option<TcpListener>,
     multishot: Multishot,
@@ -82,9 +94,6 @@ pub(super) struct Acceptor {
     singles: u32,
     /// The last one failed: not again before the next tick.
     failed: bool,
-    paused: bool,
-    slots: u32,
-    reserve: u32,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -103,12 +112,23 @@ enum Plan {
 }
 
 impl Acceptor {
-    pub(super) fn new(listener: TcpListener, slots: u32, shards: usize) -> Self {
-        Self {
+    pub(super) fn new(
+        plain: TcpListener,
+        tls: Option<TcpListener>,
+        slots: u32,
+        shards: usize,
+    ) -> Self {
+        let entry = |(door, listener)| Entry {
+            door,
             listener: Some(listener),
             multishot: Multishot::Off,
             singles: 0,
             failed: false,
+        };
+        let doors = [(Door::Plain, plain)].into_iter();
+        let doors = doors.chain(tls.map(|listener| (Door::Tls, listener)));
+        Self {
+            entries: doors.map(entry).collect(),
             paused: false,
             slots,
             reserve: reserve(slots, shards),
@@ -116,12 +136,15 @@ impl Acceptor {
     }
 
     /// Waits for the next tick to try again?
-    pub(super) const fn is_failed(&self) -> bool {
-        self.failed && self.listener.is_some()
+    pub(super) fn is_failed(&self) -> bool {
+        let waits = |entry: &Entry| entry.failed && entry.listener.is_some();
+        self.entries.iter().any(waits)
     }
 
-    pub(super) const fn on_tick(&mut self) {
-        self.failed = false;
+    pub(super) fn on_tick(&mut self) {
+        for entry in &mut self.entries {
+            entry.failed = false;
+        }
     }
 
     /// Size of the table.
@@ -129,94 +152,120 @@ impl Acceptor {
         self.slots as usize
     }
 
-    /// With so many slots in use. The multishot one is begun with two backlogs of room and ended
-    /// with one, so that it does not come and go.
-    fn plan(&self, in_use: usize) -> Plan {
+    fn entry(&mut self, door: Door) -> Option<&mut Entry> {
+        self.entries.iter_mut().find(|entry| entry.door == door)
+    }
+
+    /// For a door, with so many slots in use. A multishot one is begun with two backlogs of room for
+    /// each door and ended with one, so that it does not come and go.
+    fn plan(&self, at: usize, in_use: usize) -> Plan {
         let in_use = u32::try_from(in_use).unwrap_or(u32::MAX);
         let room = self
             .slots
             .saturating_sub(in_use.saturating_add(self.reserve));
-        let needed = match self.multishot {
+        let doors = self.entries.len() as u32;
+        let needed = match self.entries[at].multishot {
             Multishot::Running => BACKLOG + SINGLES_MAX,
             Multishot::Off | Multishot::Cancelled => 2 * BACKLOG,
         };
-        if room >= needed {
-            Plan::Multishot
-        } else {
-            Plan::Singles(room.min(SINGLES_MAX))
+        if room >= needed * doors {
+            return Plan::Multishot;
         }
+        let others = self.entries.iter().enumerate();
+        let others = others.filter(|(other, _)| *other != at);
+        let taken: u32 = others.map(|(_, entry)| entry.singles).sum();
+        // The first door has the odd one.
+        let share = (room + doors - 1 - at as u32) / doors;
+        Plan::Singles(share.min(room.saturating_sub(taken)).min(SINGLES_MAX))
     }
 }
 
 impl Driver {
-    /// Keeps the right kind of ACCEPT running.
+    /// Keeps the right kind of ACCEPT running at each door.
     pub(super) fn keep_accepting(&mut self) {
-        let acceptor = &mut self.acceptor;
-        let Some(listener) = &acceptor.listener else {
-            return;
-        };
-        if acceptor.failed {
-            return;
-        }
-        let plan = acceptor.plan(self.sockets.in_use());
-        match (plan, acceptor.multishot) {
-            (Plan::Multishot, Multishot::Off) => {
-                acceptor.multishot = Multishot::Running;
-                self.ring.accept(listener.as_fd(), AcceptMode::Multishot);
-            }
-            (Plan::Singles(_), Multishot::Running) => {
-                acceptor.multishot = Multishot::Cancelled;
-                self.ring.cancel(Op::Accept, AcceptMode::Multishot.key());
-            }
-            (Plan::Singles(count), Multishot::Off) => {
-                let paused = count == 0;
-                if paused && !acceptor.paused {
-                    self.tallies.bump(Tally::AcceptPaused);
+        let in_use = self.sockets.in_use();
+        let mut paused = false;
+        for at in 0..self.acceptor.entries.len() {
+            let plan = self.acceptor.plan(at, in_use);
+            paused |= plan == Plan::Singles(0);
+            let entry = &mut self.acceptor.entries[at];
+            let door = entry.door;
+            let Some(listener) = entry.listener.as_ref().filter(|_| !entry.failed) else {
+                continue;
+            };
+            match (plan, entry.multishot) {
+                (Plan::Multishot, Multishot::Off) => {
+                    entry.multishot = Multishot::Running;
+                    let mode = AcceptMode::Multishot;
+                    self.ring.accept(listener.as_fd(), mode, door);
                 }
-                acceptor.paused = paused;
-                while acceptor.singles < count {
-                    acceptor.singles += 1;
-                    self.ring.accept(listener.as_fd(), AcceptMode::Once);
+                (Plan::Singles(_), Multishot::Running) => {
+                    entry.multishot = Multishot::Cancelled;
+                    self.ring
+                        .cancel(Op::Accept, AcceptMode::Multishot.key(door));
                 }
+                (Plan::Singles(count), Multishot::Off) => {
+                    while entry.singles < count {
+                        entry.singles += 1;
+                        self.ring.accept(listener.as_fd(), AcceptMode::Once, door);
+                    }
+                }
+                // As it should be, or on the way there.
+                (Plan::Multishot, Multishot::Running) | (_, Multishot::Cancelled) => {}
             }
-            // As it should be, or on the way there.
-            (Plan::Multishot, Multishot::Running) | (_, Multishot::Cancelled) => {}
         }
+        if paused && !self.acceptor.paused {
+            self.tallies.bump(Tally::AcceptPaused);
+        }
+        self.acceptor.paused = paused;
     }
 
     pub(super) fn on_accepted(
         &mut self,
         mode: AcceptMode,
+        door: Door,
         result: Result<Slot, Errno>,
         last: bool,
     ) {
+        let Some(entry) = self.acceptor.entry(door) else {
+            return self.tallies.bump(Tally::RingStale);
+        };
         match mode {
-            AcceptMode::Multishot if last => self.acceptor.multishot = Multishot::Off,
+            AcceptMode::Multishot if last => entry.multishot = Multishot::Off,
             AcceptMode::Multishot => {}
-            AcceptMode::Once => self.acceptor.singles -= 1,
+            AcceptMode::Once => entry.singles -= 1,
         }
         match result {
             Ok(slot) => {
                 self.tallies.bump(Tally::Accepted);
-                let index = self.sockets.occupy(slot, State::Greeting);
-                let conn = self.sockets.conn(index);
-                self.core
-                    .handle(self.now, Input::Opened { conn }, &mut self.fx);
-                self.sockets.want_read(index);
+                match door {
+                    Door::Plain => self.greet(slot),
+                    Door::Tls => self.begin_handshake(slot),
+                }
             }
             Err(Errno::CANCELED) => {}
             Err(_) => {
+                entry.failed = true;
                 self.tallies.bump(Tally::AcceptFailed);
-                self.acceptor.failed = true;
             }
         }
     }
 
-    /// For good: the listener closes, and what waits in its backlog is refused.
+    fn greet(&mut self, slot: Slot) {
+        let index = self.sockets.occupy(slot, State::Greeting);
+        let conn = self.sockets.conn(index);
+        self.core
+            .handle(self.now, Input::Opened { conn }, &mut self.fx);
+        self.sockets.want_read(index);
+    }
+
+    /// For good: the listeners close, and what waits in their backlogs is refused.
     pub(super) fn stop_accepting(&mut self) {
-        self.acceptor.listener = None;
-        for mode in [AcceptMode::Multishot, AcceptMode::Once] {
-            self.ring.cancel_each(Op::Accept, mode.key());
+        for entry in &mut self.acceptor.entries {
+            entry.listener = None;
+            for mode in [AcceptMode::Multishot, AcceptMode::Once] {
+                self.ring.cancel_each(Op::Accept, mode.key(entry.door));
+            }
         }
     }
 }
@@ -229,34 +278,53 @@ mod tests {
 
     #[test]
     fn accepting_slows_down_and_stops_before_the_table_is_full() {
-        let acceptor = |slots, shards| {
-            let listener = TcpListener::bind("127.0.0.1:0").unwrap();
-            Acceptor::new(listener, slots, shards)
-        };
-        let mut large = acceptor(20_000, 2);
+        let mut large = acceptor(20_000, 2, false);
         assert_eq!(large.reserve, 78);
-        assert_eq!(large.plan(0), Plan::Multishot);
-        assert_eq!(large.plan(11_731), Plan::Singles(SINGLES_MAX));
-        large.multishot = Multishot::Running;
+        assert_eq!(large.plan(0, 0), Plan::Multishot);
+        assert_eq!(large.plan(0, 11_731), Plan::Singles(SINGLES_MAX));
+        large.entries[0].multishot = Multishot::Running;
         assert_eq!(
-            large.plan(11_731),
+            large.plan(0, 11_731),
             Plan::Multishot,
             "it goes on for a while"
         );
-        assert_eq!(large.plan(15_810), Plan::Multishot);
-        assert_eq!(large.plan(15_811), Plan::Singles(SINGLES_MAX));
-        large.multishot = Multishot::Off;
-        assert_eq!(large.plan(19_919), Plan::Singles(3));
+        assert_eq!(large.plan(0, 15_810), Plan::Multishot);
+        assert_eq!(large.plan(0, 15_811), Plan::Singles(SINGLES_MAX));
+        large.entries[0].multishot = Multishot::Off;
+        assert_eq!(large.plan(0, 19_919), Plan::Singles(3));
         assert_eq!(
-            large.plan(19_922),
+            large.plan(0, 19_922),
             Plan::Singles(0),
             "the rest is for adoptions"
         );
-        assert_eq!(large.plan(20_050), Plan::Singles(0));
-        let alone = acceptor(16, 1);
-        assert_eq!(alone.plan(0), Plan::Singles(16));
-        assert_eq!(alone.plan(15), Plan::Singles(1));
-        assert_eq!(alone.plan(16), Plan::Singles(0));
+        assert_eq!(large.plan(0, 20_050), Plan::Singles(0));
+        let alone = acceptor(16, 1, false);
+        assert_eq!(alone.plan(0, 0), Plan::Singles(16));
+        assert_eq!(alone.plan(0, 15), Plan::Singles(1));
+        assert_eq!(alone.plan(0, 16), Plan::Singles(0));
+    }
+
+    #[test]
+    fn two_doors_never_accept_more_than_the_table_holds() {
+        let mut both = acceptor(20_000, 1, true);
+        assert_eq!(both.plan(0, 3_616), Plan::Multishot);
+        assert_eq!(both.plan(1, 3_617), Plan::Singles(SINGLES_MAX));
+        both.slots = 9;
+        assert_eq!(both.plan(0, 0), Plan::Singles(5));
+        assert_eq!(both.plan(1, 0), Plan::Singles(4));
+        both.entries[0].singles = 5;
+        assert_eq!(both.plan(1, 2), Plan::Singles(2), "five of seven are taken");
+        assert_eq!(both.plan(1, 4), Plan::Singles(0));
+        both.entries[0].singles = 0;
+        assert_eq!(
+            (both.plan(0, 8), both.plan(1, 8)),
+            (Plan::Singles(1), Plan::Singles(0))
+        );
+    }
+
+    fn acceptor(slots: u32, shards: usize, tls: bool) -> Acceptor {
+        let listener = || TcpListener::bind("127.0.0.1:0").unwrap();
+        Acceptor::new(listener(), tls.then(listener), slots, shards)
     }
 
     #[test]

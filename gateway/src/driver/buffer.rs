@@ -59,6 +59,18 @@ impl Unread {
         }
     }
 
+    /// Removes the bytes from `from` to `to` of what a connection holds.
+    pub(super) fn cut(&mut self, held: &mut Vec<u8>, from: usize, to: usize) {
+        let to = to.min(held.len());
+        if from == 0 || from >= to {
+            return if from < to {
+                self.consume(held, to)
+            };
+        }
+        held.drain(from..to);
+        self.bytes -= to - from;
+    }
+
     /// Takes the whole buffer of a connection.
     pub(super) fn release(&mut self, held: &mut Vec<u8>) {
         self.bytes -= held.len();

@@ -56,6 +56,34 @@ table! {
     StoreBatches, "portico_store_batches_total", "", "Batches handed to the store.";
     StoreRejected, "portico_store_batches_rejected_total", "", "Batches the store gave back; they wait and are handed in again.";
     StoreExpired, "portico_store_requests_expired_total", "", "Storage requests whose deadline passed before the store took them.";
+    TlsFull, "portico_tls_handshakes_total", "result=\"full\"", "TLS handshakes that came to an end: with certificates and signatures, or by a ticket.";
+    TlsResumed, "portico_tls_handshakes_total", "result=\"resumed\"", "TLS handshakes that came to an end: with certificates and signatures, or by a ticket.";
+    TlsFailedTimeout, "portico_tls_handshakes_failed_total", "reason=\"timeout\"", "TLS handshakes that did not come to an end, by reason: the client took too long, went away, gave up, distrusts our certificate; it offers nothing we speak, what it sent is no handshake, its certificate is not valid or names no user; the gateway went away, or failed.";
+    TlsFailedGone, "portico_tls_handshakes_failed_total", "reason=\"gone\"", "TLS handshakes that did not come to an end, by reason: the client took too long, went away, gave up, distrusts our certificate; it offers nothing we speak, what it sent is no handshake, its certificate is not valid or names no user; the gateway went away, or failed.";
+    TlsFailedAlert, "portico_tls_handshakes_failed_total", "reason=\"alert\"", "TLS handshakes that did not come to an end, by reason: the client took too long, went away, gave up, distrusts our certificate; it offers nothing we speak, what it sent is no handshake, its certificate is not valid or names no user; the gateway went away, or failed.";
+    TlsFailedOurCertificate, "portico_tls_handshakes_failed_total", "reason=\"distrusted\"", "TLS handshakes that did not come to an end, by reason: the client took too long, went away, gave up, distrusts our certificate; it offers nothing we speak, what it sent is no handshake, its certificate is not valid or names no user; the gateway went away, or failed.";
+    TlsFailedIncompatible, "portico_tls_handshakes_failed_total", "reason=\"incompatible\"", "TLS handshakes that did not come to an end, by reason: the client took too long, went away, gave up, distrusts our certificate; it offers nothing we speak, what it sent is no handshake, its certificate is not valid or names no user; the gateway went away, or failed.";
+    TlsFailedMalformed, "portico_tls_handshakes_failed_total", "reason=\"malformed\"", "TLS handshakes that did not come to an end, by reason: the client took too long, went away, gave up, distrusts our certificate; it offers nothing we speak, what it sent is no handshake, its certificate is not valid or names no user; the gateway went away, or failed.";
+    TlsFailedCertificate, "portico_tls_handshakes_failed_total", "reason=\"client_certificate\"", "TLS handshakes that did not come to an end, by reason: the client took too long, went away, gave up, distrusts our certificate; it offers nothing we speak, what it sent is no handshake, its certificate is not valid or names no user; the gateway went away, or failed.";
+    TlsFailedUnknownClient, "portico_tls_handshakes_failed_total", "reason=\"unknown_client\"", "TLS handshakes that did not come to an end, by reason: the client took too long, went away, gave up, distrusts our certificate; it offers nothing we speak, what it sent is no handshake, its certificate is not valid or names no user; the gateway went away, or failed.";
+    TlsFailedDrained, "portico_tls_handshakes_failed_total", "reason=\"drained\"", "TLS handshakes that did not come to an end, by reason: the client took too long, went away, gave up, distrusts our certificate; it offers nothing we speak, what it sent is no handshake, its certificate is not valid or names no user; the gateway went away, or failed.";
+    TlsFailedInternal, "portico_tls_handshakes_failed_total", "reason=\"internal\"", "TLS handshakes that did not come to an end, by reason: the client took too long, went away, gave up, distrusts our certificate; it offers nothing we speak, what it sent is no handshake, its certificate is not valid or names no user; the gateway went away, or failed.";
+    TlsEndedClosed, "portico_tls_sessions_ended_total", "reason=\"closed\"", "Open TLS sessions that ended, by reason: the client said so, or its stream ended without a word; it sent an alert; a record was forged or damaged; another fault.";
+    TlsEndedCut, "portico_tls_sessions_ended_total", "reason=\"cut\"", "Open TLS sessions that ended, by reason: the client said so, or its stream ended without a word; it sent an alert; a record was forged or damaged; another fault.";
+    TlsEndedAlert, "portico_tls_sessions_ended_total", "reason=\"alert\"", "Open TLS sessions that ended, by reason: the client said so, or its stream ended without a word; it sent an alert; a record was forged or damaged; another fault.";
+    TlsEndedBadRecord, "portico_tls_sessions_ended_total", "reason=\"bad_record\"", "Open TLS sessions that ended, by reason: the client said so, or its stream ended without a word; it sent an alert; a record was forged or damaged; another fault.";
+    TlsEndedOther, "portico_tls_sessions_ended_total", "reason=\"other\"", "Open TLS sessions that ended, by reason: the client said so, or its stream ended without a word; it sent an alert; a record was forged or damaged; another fault.";
+    TlsAlertInClose, "portico_tls_alerts_total", "direction=\"received\",alert=\"close_notify\"", "TLS alerts, by direction and kind.";
+    TlsAlertInCertificate, "portico_tls_alerts_total", "direction=\"received\",alert=\"certificate\"", "TLS alerts, by direction and kind.";
+    TlsAlertInOther, "portico_tls_alerts_total", "direction=\"received\",alert=\"other\"", "TLS alerts, by direction and kind.";
+    TlsAlertOutClose, "portico_tls_alerts_total", "direction=\"sent\",alert=\"close_notify\"", "TLS alerts, by direction and kind.";
+    TlsAlertOutHandshake, "portico_tls_alerts_total", "direction=\"sent\",alert=\"handshake\"", "TLS alerts, by direction and kind.";
+    TlsAlertOutBadRecord, "portico_tls_alerts_total", "direction=\"sent\",alert=\"bad_record_mac\"", "TLS alerts, by direction and kind.";
+    TlsAlertOutUnexpected, "portico_tls_alerts_total", "direction=\"sent\",alert=\"unexpected_message\"", "TLS alerts, by direction and kind.";
+    TlsAlertOutDecode, "portico_tls_alerts_total", "direction=\"sent\",alert=\"decode_error\"", "TLS alerts, by direction and kind.";
+    TlsAlertOutDenied, "portico_tls_alerts_total", "direction=\"sent\",alert=\"access_denied\"", "TLS alerts, by direction and kind.";
+    TlsAlertOutOther, "portico_tls_alerts_total", "direction=\"sent\",alert=\"other\"", "TLS alerts, by direction and kind.";
+    TlsHibernations, "portico_tls_hibernations_total", "", "Times a quiet TLS session gave its prepared keys back.";
     RingStale, "portico_ring_stale_completions_total", "", "Completions that belonged to nothing. Always 0.";
 }
 
@@ -67,6 +95,9 @@ table! {
     UnreadBytes, "portico_unread_bytes", "", "Bytes of incomplete or waiting frames.";
     ReadsWaiting, "portico_reads_waiting", "", "Connections with bytes that are not read yet.";
     Bulk, "portico_bulk_connections", "", "Connections that send in bulk, through a multishot receive.";
+    TlsHandshaking, "portico_tls_handshaking", "", "Connections whose TLS handshake is not over.";
+    TlsSessions, "portico_tls_sessions", "", "Open TLS sessions.";
+    TlsHibernated, "portico_tls_hibernated", "", "Of them, those without prepared keys.";
     StoreQueue, "portico_store_queue", "", "Storage requests the store has not taken yet.";
     MeshOutbox, "portico_mesh_outbox", "", "Letters that wait because another shard's queue is full.";
     MeshBytes, "portico_mesh_bytes", "", "Bytes of large letters from other shards that wait to be taken.";

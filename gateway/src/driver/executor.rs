@@ -19,8 +19,9 @@ use super::{
     ring::{Ring, RingError, RingSizes},
     socket::Sockets,
     storage::Storage,
+    tls::Links,
 };
-use crate::auth::Authenticator;
+use crate::{auth::Authenticator, tls_options::TlsOptions};
 use glommio::{LocalExecutorBuilder, Placement};
 use portico_backend::{Backend, messages::Messages};
 use portico_core::{Effects, Shard, ShardConfig, ShardId};
@@ -48,6 +49,7 @@ pub(super) const LOCKED_BYTES: u64 = (64 << 10) + 3 * IO_MEMORY_BYTES as u64;
 pub(crate) struct ShardPlan {
     pub(crate) core: ShardConfig,
     pub(crate) listener: TcpListener,
+    pub(crate) tls: Option<(TcpListener, TlsOptions)>,
     /// Size of the table of direct descriptors.
     pub(crate) slots: u32,
     pub(crate) sizes: RingSizes,
@@ -235,6 +237,7 @@ impl Driver {
         let id = plan.core.shard;
         let ring = Ring::new(&plan.sizes, plan.slots)?;
         plan.mesh.set_ring(id, ring.handle()?);
+        let (tls_listener, tls_options) = plan.tls.unzip();
         Ok(Self {
             id,
             now: clock::now(),
@@ -243,7 +246,8 @@ impl Driver {
             ring,
             mail: Mail::new(plan.mesh.shards()),
             outbox: Outbox::new(plan.mesh.clone(), id),
-            acceptor: Acceptor::new(plan.listener, plan.slots, plan.mesh.shards()),
+            acceptor: Acceptor::new(plan.listener, tls_listener, plan.slots, plan.mesh.shards()),
+            tls: Links::new(tls_options),
             sockets: Sockets::with_capacity(plan.slots as usize),
             moves: Moves::default(),
             unread: Unread::new(plan.unread_bytes_max),

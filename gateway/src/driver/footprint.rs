@@ -21,8 +21,8 @@ pub use portico_core::footprint::ABSENT_BYTES;
 /// Open files of the process beside those of the store: standard streams, the admin port and its
 /// connections, signals.
 pub const FILES: u64 = 96;
-/// Its ring, the name of it that other shards use, and its listener.
-pub const FILES_PER_SHARD: u64 = 3;
+/// Its ring, the name of it that other shards use, and its listeners, of which it may have two.
+pub const FILES_PER_SHARD: u64 = 4;
 /// The executor's, the doorbell and the bell.
 pub const FILES_PER_THREAD: u64 = 9;
 

@@ -1,5 +1,5 @@
-//! A connection moves to the shard of its user: first the descriptor, then by letter the session and
-//! the bytes that were read already.
+//! A connection moves to the shard of its user: first the descriptor, then by letter the session, the
+//! bytes that were read already, and the TLS session with what it has not sent.
 //!
 //! # Invariants
 //! - Nothing of the connection is in flight when its descriptor is sent, and nothing is armed until
@@ -111,6 +111,7 @@ impl Driver {
             slot,
             session: moving.session,
             unread: self.unread.hand_out(&mut unread),
+            link: self.tls.remove(index),
         };
         self.post(moving.to, Letter::Adopt(Box::new(adoption)));
         self.core
@@ -137,6 +138,9 @@ impl Driver {
         self.unread.take_in(&adoption.unread);
         self.sockets.get_mut(index).unread = adoption.unread;
         let conn = self.sockets.conn(index);
+        if let Some(link) = adoption.link {
+            self.adopt_link(index, link);
+        }
         let session = adoption.session;
         let input = Input::Adopted { conn, session };
         self.core.handle(self.now, input, &mut self.fx);

@@ -21,6 +21,7 @@
 use super::{
     mailbox::{Mail, Mailbox},
     ring::{Bell, Ring, RingError, RingHandle, Slot},
+    tls::Link,
 };
 use crossbeam::{
     queue::{ArrayQueue, SegQueue},
@@ -66,6 +67,8 @@ pub(super) struct Adoption {
     pub(super) slot: Slot,
     pub(super) session: Session,
     pub(super) unread: Vec<u8>,
+    /// Of a connection that came in through TLS.
+    pub(super) link: Option<Box<Link>>,
 }
 
 impl Letter {
@@ -75,7 +78,9 @@ impl Letter {
             Self::Message(message) => message.body_bytes(),
             Self::Adopt(adoption) => {
                 let session = &adoption.session;
-                adoption.unread.len() + session.unsent.len() + session.resume_token.len()
+                let link = adoption.link.as_ref().map_or(0, |link| link.queued_bytes());
+                let session = session.unsent.len() + session.resume_token.len();
+                adoption.unread.len() + session + link
             }
             Self::Discard(_) => 0,
         };

@@ -36,6 +36,7 @@ mod ring;
 mod send;
 mod socket;
 mod storage;
+mod tls;
 
 pub(crate) use accept::listen;
 pub(crate) use clock::now;
@@ -60,6 +61,7 @@ use ring::{Completion, Ring};
 use socket::{Sockets, State};
 use std::{collections::VecDeque, mem, sync::Arc};
 use storage::Storage;
+use tls::Links;
 
 /// What a turn takes at most, so that glommio and the other sources get their turns.
 const COMPLETIONS_PER_TURN: usize = 1_024;
@@ -92,6 +94,7 @@ struct Driver {
     outbox: Outbox,
     acceptor: Acceptor,
     sockets: Sockets,
+    tls: Links,
     moves: Moves,
     unread: Unread,
     storage: Storage,
@@ -153,6 +156,7 @@ impl Driver {
         self.keep_accepting();
         self.flush_sends();
         self.post_messages();
+        self.shake_hands();
         let wakes = self.outbox.flush(&mut self.ring);
         self.tallies.add(Tally::Wakes, wakes);
         if self.draining {
@@ -175,6 +179,7 @@ impl Driver {
         !self.fx.is_empty()
             || !self.mail.is_empty()
             || !self.sign_ins.waiting.is_empty()
+            || self.tls.has_work()
             || self.storage.has_failed()
             || !self.sockets.dirty.is_empty()
             || !self.sockets.urgent.is_empty()
@@ -200,7 +205,8 @@ impl Driver {
     fn next_deadline_us(&self) -> Option<u64> {
         let core = self.core.next_wakeup_us();
         let sockets = self.sockets.next_deadline_us();
-        [core, sockets].into_iter().flatten().min()
+        let tls = self.tls.next_deadline_us();
+        [core, sockets, tls].into_iter().flatten().min()
     }
 
     /// Reading from clients would make it worse.
@@ -255,7 +261,12 @@ impl Driver {
                 result,
                 buffer,
             } => self.on_sent(key, result, buffer),
-            Completion::Accepted { mode, result, last } => self.on_accepted(mode, result, last),
+            Completion::Accepted {
+                mode,
+                door,
+                result,
+                last,
+            } => self.on_accepted(mode, door, result, last),
             Completion::HandedOver { key, result } => self.on_handed_over(key, result),
             Completion::Closed { key } => self.on_closed(key),
             Completion::Rung { last } => {
@@ -329,6 +340,7 @@ impl Driver {
                 } => {
                     self.draining = true;
                     self.stop_accepting();
+                    self.end_handshakes();
                     let input = Input::Drain {
                         spread_ms,
                         deadline_ms,
@@ -348,6 +360,8 @@ impl Driver {
             self.core.handle(self.now, Input::Tick, &mut self.fx);
         }
         self.end_leaving();
+        self.end_slow_handshakes();
+        self.hibernate_quiet();
         if work.ticked {
             self.acceptor.on_tick();
             self.storage.retry();
@@ -406,7 +420,9 @@ impl Driver {
                 continue;
             };
             let authenticator = &self.sign_ins.authenticator;
-            let result = authenticator.authenticate(&credentials, now_unix_s);
+            let result = tls::authenticate(self.tls.client(index), &credentials, |credentials| {
+                authenticator.authenticate(credentials, now_unix_s)
+            });
             if result.is_ok() && self.sockets.get(index).state == State::Greeting {
                 // Unless the core moves it away at once.
                 self.sockets.get_mut(index).state = State::Open;
@@ -456,6 +472,7 @@ impl Driver {
         self.sign_ins.waiting.shrink_to(LISTED_MAX);
         self.sockets.trim();
         self.moves.trim();
+        self.tls.trim();
         self.ring.trim(LISTED_MAX);
     }
 
@@ -475,6 +492,9 @@ impl Driver {
         set(Level::UnreadBytes, self.unread.bytes());
         set(Level::ReadsWaiting, self.sockets.waiting_reads());
         set(Level::Bulk, self.sockets.in_bulk());
+        set(Level::TlsHandshaking, self.tls.handshaking());
+        set(Level::TlsSessions, self.tls.opened());
+        set(Level::TlsHibernated, self.tls.hibernated());
         set(Level::StoreQueue, self.storage.waiting());
         set(Level::MeshOutbox, self.outbox.waiting());
         set(Level::MeshBytes, self.mesh.large_bytes(self.id));

@@ -7,6 +7,7 @@
 //! - One SEND per connection is in flight at most: two could overtake each other.
 //! - The kernel's progress is reported to the core in steps of [`SEND_BYTES_MAX`] at most, so that a
 //!   slow reader can be told from one that does not read.
+//! - Of a TLS connection a SEND holds one record at most; see [`super::tls`].
 //! - A SEND that is cancelled to have its buffer back says how much of it the kernel has: what was
 //!   begun is sent to its end.
 
@@ -35,7 +36,12 @@ impl Driver {
                 continue;
             }
             let buffer = match socket.state {
+                State::Handshaking => self.seal_output(index, conn),
+                State::Greeting | State::Open if self.tls.is_some(index) => {
+                    self.seal_output(index, conn)
+                }
                 State::Greeting | State::Open => self.core.take_output(conn),
+                State::Leaving if self.tls.is_some(index) => self.seal_farewell(index),
                 State::Leaving => self.sockets.farewells.remove(&index).unwrap_or_default(),
                 State::Moving | State::Closing | State::Free => continue,
             };
@@ -67,6 +73,7 @@ impl Driver {
                     self.tallies.bump(Tally::SendFailed);
                 }
                 self.core.recycle(buffer);
+                self.mute(index);
                 self.fail(index);
                 return match self.sockets.get(index).state {
                     State::Moving => self.try_move(index),
@@ -81,22 +88,26 @@ impl Driver {
             self.core.take_back(conn, buffer, sent);
             return self.sockets.mark_dirty(index);
         }
+        // Of a TLS connection, what that is in plaintext.
+        let bytes = self
+            .note_sealed_sent(index, sent, buffer.len())
+            .unwrap_or(bytes);
         if matches!(state, State::Greeting | State::Open) {
             let input = Input::Written { conn, bytes };
             self.core.handle(self.now, input, &mut self.fx);
         }
         match state {
-            State::Greeting | State::Open | State::Moving | State::Leaving
+            State::Handshaking | State::Greeting | State::Open | State::Moving | State::Leaving
                 if sent < buffer.len() =>
             {
                 self.send(index, buffer, sent);
             }
-            State::Greeting | State::Open | State::Leaving => {
-                self.core.recycle(buffer);
+            State::Handshaking | State::Greeting | State::Open | State::Leaving => {
+                self.keep_buffer(index, buffer);
                 self.sockets.mark_dirty(index);
             }
             State::Moving => {
-                self.core.recycle(buffer);
+                self.keep_buffer(index, buffer);
                 self.try_move(index);
             }
             State::Closing | State::Free => {
@@ -106,9 +117,21 @@ impl Driver {
         }
     }
 
+    /// For the next who sends.
+    fn keep_buffer(&mut self, index: u32, buffer: Vec<u8>) {
+        if self.tls.is_some(index) {
+            self.tls.take_spare(buffer);
+        } else {
+            self.core.recycle(buffer);
+        }
+    }
+
     /// The core wants back what a stalled reader has not taken. One cancel, as rare as readers stall;
     /// the completion says how much the kernel has.
     pub(super) fn recall(&mut self, index: u32) {
+        if self.tls.is_some(index) {
+            return self.recall_unsealed(index);
+        }
         let key = self.sockets.key(index);
         let socket = self.sockets.get_mut(index);
         if socket.sending && socket.state == State::Open && !socket.recalled {

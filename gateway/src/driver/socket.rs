@@ -26,6 +26,8 @@ use std::{
 pub(super) enum State {
     /// The entry is not in use.
     Free,
+    /// Its TLS session is not open: the core does not know it.
+    Handshaking,
     /// Not logged in.
     Greeting,
     /// At home here.

@@ -1,5 +1,6 @@
 //! What a person sees who has started a gateway: what there is, and what to type next.
 
+use super::Addresses;
 use crate::{
     admin::VERSION,
     config::{BackendKind, Config, Settings},
@@ -15,21 +16,28 @@ use std::{
 
 const MIB: u64 = 1 << 20;
 
-pub(super) fn print(config: &Config, machine: &Machine, listen: SocketAddr, admin: SocketAddr) {
+pub(super) fn print(config: &Config, machine: &Machine, addresses: Addresses) {
     let program = std::env::args()
         .next()
         .unwrap_or_else(|| "portico".to_owned());
-    let text = text(config, machine, listen, admin, &program);
+    let text = text(config, machine, addresses, &program);
     let _ = io::stderr().write_all(text.as_bytes());
 }
 
-fn text(
-    config: &Settings,
-    machine: &Machine,
-    listen: SocketAddr,
-    admin: SocketAddr,
-    program: &str,
-) -> String {
+fn text(config: &Settings, machine: &Machine, addresses: Addresses, program: &str) -> String {
+    let Addresses { listen, admin, tls } = addresses;
+    let tls = match tls {
+        Some(address) if config.tls.self_signed => format!(
+            "\n  tls      {address} (clients trust {})",
+            config
+                .server
+                .data
+                .join(super::tls::CERTIFICATE_FILE)
+                .display()
+        ),
+        Some(address) => format!("\n  tls      {address}"),
+        None => String::new(),
+    };
     let data = config.server.data.display();
     let kept = match config.server.backend {
         BackendKind::Embedded => "embedded store, each message synced to disk",
@@ -45,7 +53,7 @@ fn text(
     }
     format!(
         "Portico {VERSION} serves\n\
-         \n  clients  {listen}\
+         \n  clients  {listen}{tls}\
          \n  admin    http://{admin}/ with healthz, readyz, metrics, version\
          \n  shards   {} on CPUs {}\
          \n  kernel   Linux {}, io_uring with everything that is needed\
@@ -110,14 +118,12 @@ mod tests {
     fn greet(change: impl FnOnce(&mut Settings), listen: &str) -> String {
         let mut settings = Settings::default();
         change(&mut settings);
-        let admin = SocketAddr::from(([127, 0, 0, 1], 7480));
-        text(
-            &settings,
-            &machine(4),
-            listen.parse().unwrap(),
-            admin,
-            "./portico",
-        )
+        let addresses = Addresses {
+            listen: listen.parse().unwrap(),
+            admin: SocketAddr::from(([127, 0, 0, 1], 7480)),
+            tls: settings.tls.listen,
+        };
+        text(&settings, &machine(4), addresses, "./portico")
     }
 
     #[test]
@@ -140,6 +146,17 @@ mod tests {
         let text = greet(change, "0.0.0.0:9000");
         let flags = "--target 127.0.0.1:9000 --data /srv/portico\n";
         assert_eq!(text.matches(flags).count(), 3, "{text}");
+    }
+
+    #[test]
+    fn the_tls_port_is_told_with_what_clients_have_to_trust() {
+        let change = |settings: &mut Settings| {
+            settings.tls.listen = Some(SocketAddr::from(([0, 0, 0, 0], 7443)));
+            settings.tls.self_signed = true;
+        };
+        let text = greet(change, "127.0.0.1:7400");
+        let line = "  tls      0.0.0.0:7443 (clients trust ./portico-data/tls-cert.pem)";
+        assert!(text.lines().any(|found| found == line), "{text}");
     }
 
     #[test]

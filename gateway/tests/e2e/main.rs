@@ -23,3 +23,4 @@ mod hostile;
 mod quiet;
 mod receipts;
 mod shards;
+mod tls;

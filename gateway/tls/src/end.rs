@@ -83,7 +83,15 @@ impl Failure {
     #[must_use]
     pub const fn label(&self) -> &'static str {
         match self {
-            Self::Handshake(_) => "handshake",
+            Self::Handshake(error) => match &**error {
+                rustls::Error::PeerIncompatible(_) | rustls::Error::NoApplicationProtocol => {
+                    "incompatible"
+                }
+                rustls::Error::InvalidCertificate(_) | rustls::Error::NoCertificatesPresented => {
+                    "client_certificate"
+                }
+                _ => "handshake",
+            },
             Self::HandshakeTooLong => "handshake_too_long",
             Self::UnknownClient => "unknown_client",
             Self::BadRecord => "bad_record",

@@ -53,6 +53,7 @@ const LAYERS: &[Layer] = &[
             "portico-backend",
             "portico-client",
             "portico-core",
+            "portico-tls",
             "portico-wire",
         ],
         in_tests: &[

@@ -1,6 +1,9 @@
 //! Completions as a closed enum of what happened.
 
-use super::{request::AcceptMode, token::Key};
+use super::{
+    request::{AcceptMode, Door},
+    token::Key,
+};
 use std::fmt;
 
 /// A negative result of the kernel, as its positive number.
@@ -41,7 +44,7 @@ impl Events {
     }
 }
 
-/// Received bytes in a buffer that the ring has lent: read with [`super::Ring::bytes`], and given
+/// Received bytes in a buffer that the ring has lent: seen with [`super::Ring::bytes`], and given
 /// back with [`super::Ring::give_back`], whatever became of the connection.
 #[derive(Debug)]
 #[must_use = "a buffer that is not given back is lost to the ring"]
@@ -62,6 +65,7 @@ impl Lent {
 pub(crate) enum Completion {
     Accepted {
         mode: AcceptMode,
+        door: Door,
         result: Result<Slot, Errno>,
         last: bool,
     },

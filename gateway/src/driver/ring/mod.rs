@@ -44,7 +44,7 @@ pub(crate) use completion::{Completion, Errno, Events, Lent, Slot};
 pub(crate) use park::{Bell, Doorbell};
 pub(crate) use probe::locked_bytes;
 pub use probe::{Features, ProbeError, memlock_needed, probe_kernel};
-pub(crate) use request::{AcceptMode, ReadMode};
+pub(crate) use request::{AcceptMode, Door, ReadMode};
 pub(crate) use token::{Key, Op};
 
 use io_uring::{EnterFlags, IoUring, cqueue, squeue, types};
@@ -269,6 +269,11 @@ impl Ring {
     /// The received bytes, until the buffer is given back.
     pub(crate) fn bytes(&self, lent: &Lent) -> &[u8] {
         self.memory.provided.bytes(lent)
+    }
+
+    /// The same, to be deciphered where they lie.
+    pub(crate) fn bytes_mut(&mut self, lent: &Lent) -> &mut [u8] {
+        self.memory.provided.bytes_mut(lent)
     }
 
     pub(crate) fn give_back(&mut self, lent: Lent) {

@@ -1,7 +1,7 @@
 //! What the kernel must offer, found out by doing it, and how much memory it will lock.
 
 use super::super::executor;
-use super::{AcceptMode, Completion, Key, ReadMode, Ring, RingError, RingSizes, Slot};
+use super::{AcceptMode, Completion, Door, Key, ReadMode, Ring, RingError, RingSizes, Slot};
 use std::{
     fs,
     io::{self, Write},
@@ -140,7 +140,7 @@ fn probe() -> Result<Features, ProbeError> {
     // Connections accepted straight into the table, one after the other.
     let listener = std::net::TcpListener::bind(("127.0.0.1", 0)).map_err(|error| other(&error))?;
     let address = listener.local_addr().map_err(|error| other(&error))?;
-    source.accept(listener.as_fd(), AcceptMode::Multishot);
+    source.accept(listener.as_fd(), AcceptMode::Multishot, Door::Plain);
     source
         .submit_and_reap()
         .map_err(|error| explain(error, &kernel))?;

@@ -76,6 +76,13 @@ impl Provided {
         unsafe { std::slice::from_raw_parts(self.memory.start.as_ptr().add(start), lent.len()) }
     }
 
+    pub(super) fn bytes_mut(&mut self, lent: &Lent) -> &mut [u8] {
+        let start = usize::from(lent.buffer) * self.size();
+        // SAFETY: as in `bytes`; and `self` is borrowed for as long as the slice is, so that there is
+        // no other slice of it.
+        unsafe { std::slice::from_raw_parts_mut(self.memory.start.as_ptr().add(start), lent.len()) }
+    }
+
     /// The kernel sees it after the next [`Self::publish`].
     pub(super) fn give_back(&mut self, lent: Lent) {
         self.write_entry(lent.buffer);

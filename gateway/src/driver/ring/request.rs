@@ -25,17 +25,35 @@ pub(crate) enum AcceptMode {
     Once,
 }
 
+/// Where a connection comes in.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Door {
+    Plain,
+    Tls,
+}
+
+/// Ones of this bit come in through TLS.
+const TLS_DOOR: u32 = 1 << 8;
+
 impl AcceptMode {
-    /// Tells the completions of the two kinds apart.
-    pub(crate) const fn key(self) -> Key {
-        Key::new(self as u32, 0)
+    /// Tells the completions of the kinds, and of the doors, apart.
+    pub(crate) const fn key(self, door: Door) -> Key {
+        let door = match door {
+            Door::Plain => 0,
+            Door::Tls => TLS_DOOR,
+        };
+        Key::new(self as u32 | door, 0)
     }
 
-    const fn of_key(key: Key) -> Self {
-        if key.index == Self::Multishot as u32 {
-            Self::Multishot
+    const fn of_key(key: Key) -> (Self, Door) {
+        let door = match key.index & TLS_DOOR {
+            0 => Door::Plain,
+            _ => Door::Tls,
+        };
+        if key.index & !TLS_DOOR == Self::Multishot as u32 {
+            (Self::Multishot, door)
         } else {
-            Self::Once
+            (Self::Once, door)
         }
     }
 }
@@ -52,7 +70,7 @@ pub(crate) enum ReadMode {
 
 impl Ring {
     /// Accepts into the table of direct descriptors.
-    pub(crate) fn accept(&mut self, listener: BorrowedFd<'_>, mode: AcceptMode) {
+    pub(crate) fn accept(&mut self, listener: BorrowedFd<'_>, mode: AcceptMode, door: Door) {
         let fd = types::Fd(listener.as_raw_fd());
         let entry = match mode {
             AcceptMode::Multishot => opcode::AcceptMulti::new(fd)
@@ -62,7 +80,7 @@ impl Ring {
                 .file_index(Some(types::DestinationSlot::auto_target()))
                 .build(),
         };
-        self.push(Op::Accept, mode.key(), entry);
+        self.push(Op::Accept, mode.key(door), entry);
     }
 
     /// Reports every edge of readable, hung up and failed, until it is cancelled.
@@ -246,11 +264,15 @@ impl Ring {
                 self.deadline_us = None;
                 Completion::Deadline
             }
-            Op::Accept => Completion::Accepted {
-                mode: AcceptMode::of_key(key),
-                result: result.map(|slot| Slot(slot as u32)),
-                last,
-            },
+            Op::Accept => {
+                let (mode, door) = AcceptMode::of_key(key);
+                Completion::Accepted {
+                    mode,
+                    door,
+                    result: result.map(|slot| Slot(slot as u32)),
+                    last,
+                }
+            }
             Op::Poll => Completion::Polled {
                 key,
                 result: result.map(Events),

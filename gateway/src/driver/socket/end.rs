@@ -19,13 +19,16 @@ const LEAVE_MAX_US: u64 = 2_000_000;
 
 impl Driver {
     /// The peer will send no more.
-    pub(super) fn on_stream_end(&mut self, index: u32) {
+    pub(in crate::driver) fn on_stream_end(&mut self, index: u32) {
         if self.is_owed(index) {
             // What it said before is handled first; the RECV after that says the end once more.
             self.sockets.get_mut(index).readable = true;
             return;
         }
-        let speaking = self.sockets.farewells.contains_key(&index);
+        if self.sockets.get(index).state != State::Leaving {
+            self.mute(index);
+        }
+        let speaking = self.sockets.farewells.contains_key(&index) || self.tls.has_last_word(index);
         let socket = self.sockets.get_mut(index);
         socket.ended = true;
         match socket.state {
@@ -37,7 +40,7 @@ impl Driver {
     }
 
     /// Whole frames of an open connection wait until the core takes input again.
-    fn is_owed(&self, index: u32) -> bool {
+    pub(in crate::driver) fn is_owed(&self, index: u32) -> bool {
         let socket = self.sockets.get(index);
         let waits = socket.state == State::Open && !socket.unread.is_empty();
         waits && !self.core.wants_input(self.sockets.conn(index))
@@ -54,6 +57,7 @@ impl Driver {
                 let input = Input::Ended { conn };
                 self.core.handle(self.now, input, &mut self.fx);
             }
+            State::Handshaking => self.on_handshake_gone(index),
             State::Leaving => self.begin_close(index),
             // The end shows at the other shard, which has the socket by then.
             State::Moving | State::Closing | State::Free => {}
@@ -64,12 +68,15 @@ impl Driver {
     pub(in crate::driver) fn leave(&mut self, index: u32, last: Vec<u8>) {
         let until_us = self.now.mono_us + LEAVE_MAX_US;
         let key = self.sockets.key(index);
+        let has_last_word = self.tls.has_last_word(index);
         let socket = self.sockets.get_mut(index);
         // Nothing is to be said, or nobody is there to hear it.
-        let silent = last.is_empty() && (socket.ended || !socket.sending);
+        let silent = last.is_empty() && !has_last_word && (socket.ended || !socket.sending);
         match socket.state {
-            State::Greeting | State::Open if silent => return self.begin_close(index),
-            State::Greeting | State::Open => {}
+            State::Handshaking | State::Greeting | State::Open if silent => {
+                return self.begin_close(index);
+            }
+            State::Handshaking | State::Greeting | State::Open => {}
             // `on_handed_over` finds the farewell.
             State::Moving if self.moves.is_sent(index) => {
                 self.sockets.farewells.insert(index, last);
@@ -116,6 +123,7 @@ impl Driver {
     pub(in crate::driver) fn begin_close(&mut self, index: u32) {
         let key = self.sockets.key(index);
         let farewell = self.sockets.farewells.remove(&index).unwrap_or_default();
+        drop(self.tls.remove(index));
         let socket = self.sockets.get_mut(index);
         if socket.state == State::Leaving && (socket.sending || !farewell.is_empty()) {
             self.tallies.bump(Tally::FarewellLost);

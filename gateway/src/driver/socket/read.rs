@@ -47,7 +47,7 @@ impl Driver {
             State::Open if socket.receiving == Some(ReadMode::Multishot) => {}
             State::Open | State::Leaving => self.sockets.want_read(index),
             State::Closing => self.finish_close(index),
-            State::Greeting | State::Moving | State::Free => {}
+            State::Handshaking | State::Greeting | State::Moving | State::Free => {}
         }
     }
 
@@ -99,12 +99,15 @@ impl Driver {
                 self.read_on(index);
             }
             Err(Errno::CANCELED) => self.read_on(index),
-            Err(_) => self.fail(index),
+            Err(_) => {
+                self.mute(index);
+                self.fail(index);
+            }
         }
         match self.sockets.get(index).state {
             State::Moving => self.try_move(index),
             State::Closing => self.finish_close(index),
-            State::Greeting | State::Open | State::Leaving | State::Free => {}
+            State::Handshaking | State::Greeting | State::Open | State::Leaving | State::Free => {}
         }
     }
 
@@ -114,9 +117,11 @@ impl Driver {
         let socket = self.sockets.get(index);
         let wanted = matches!(
             socket.state,
-            State::Greeting | State::Open | State::Moving if !socket.ended
+            State::Handshaking | State::Greeting | State::Open | State::Moving if !socket.ended
         );
-        if wanted {
+        if wanted && self.tls.is_some(index) {
+            self.take_records(index, &lent);
+        } else if wanted {
             self.take_bytes(index, &lent);
         }
         let full = lent.len() == self.ring.buffer_bytes();
@@ -130,10 +135,10 @@ impl Driver {
         };
     }
 
-    fn read_on(&mut self, index: u32) {
+    pub(in crate::driver) fn read_on(&mut self, index: u32) {
         let socket = self.sockets.get(index);
         let wanted = match socket.state {
-            State::Greeting => true,
+            State::Handshaking | State::Greeting => true,
             State::Open | State::Leaving => socket.readable || !socket.polling,
             State::Moving | State::Closing | State::Free => false,
         };
@@ -183,7 +188,7 @@ impl Driver {
         let socket = self.sockets.get_mut(index);
         socket.listed = false;
         match socket.state {
-            State::Open | State::Greeting | State::Leaving => {}
+            State::Open | State::Greeting | State::Handshaking | State::Leaving => {}
             State::Moving | State::Closing | State::Free => return,
         }
         if socket.state == State::Open && !socket.polling {
@@ -192,7 +197,11 @@ impl Driver {
             self.ring.poll(key, socket.slot);
         }
         // `Effect::Resume` comes back here.
-        let waits = socket.state != State::Leaving && !self.core.wants_input(conn);
+        let waits = match socket.state {
+            State::Leaving => false,
+            State::Handshaking => self.tls.is_waiting(index),
+            _ => !self.core.wants_input(conn),
+        };
         if socket.receiving.is_some() || waits || (socket.polling && !socket.readable) {
             return;
         }
@@ -239,11 +248,14 @@ impl Driver {
     pub(in crate::driver) fn resume(&mut self, index: u32) {
         let conn = self.sockets.conn(index);
         let mut unread = mem::take(&mut self.sockets.get_mut(index).unread);
-        if !unread.is_empty() {
+        if self.tls.is_some(index) {
+            self.feed_unread(index, &mut unread);
+        } else if !unread.is_empty() {
             let used = feed(&mut self.core, self.now, conn, &unread, &mut self.fx);
             self.unread.consume(&mut unread, used);
         }
         self.sockets.get_mut(index).unread = unread;
         self.read_on(index);
+        self.on_records_resumed(index);
     }
 }

@@ -98,7 +98,7 @@ impl Setup {
     /// Starts a gateway and waits until it accepts clients.
     pub(crate) fn start(&self) -> Gateway {
         let mut child = self.spawn();
-        let Some((listen, admin)) = child.out.find(ready) else {
+        let Some((listen, admin, tls)) = child.out.find(ready) else {
             let exit = child.wait();
             panic!(
                 "it ended with {:?} instead of serving:\n{}",
@@ -109,6 +109,7 @@ impl Setup {
         Gateway {
             listen,
             admin,
+            tls,
             key: mint::SigningKey::load(&key).expect("the key is there and private"),
             child,
             setup: self.clone(),
@@ -124,11 +125,15 @@ impl Setup {
     }
 }
 
-/// The addresses in the ready line.
-fn ready(line: &str) -> Option<(SocketAddr, SocketAddr)> {
+/// The addresses in the ready line: of clients, of operators, and of TLS if it is served.
+fn ready(line: &str) -> Option<(SocketAddr, SocketAddr, Option<SocketAddr>)> {
     let rest = line.strip_prefix("ready listen=")?;
-    let (listen, admin) = rest.split_once(" admin=")?;
-    Some((listen.parse().ok()?, admin.parse().ok()?))
+    let (listen, rest) = rest.split_once(" admin=")?;
+    let (admin, tls) = match rest.split_once(" tls=") {
+        Some((admin, tls)) => (admin, Some(tls.parse().ok()?)),
+        None => (rest, None),
+    };
+    Some((listen.parse().ok()?, admin.parse().ok()?, tls))
 }
 
 /// See the [module](self). Killed when dropped, and its log is judged then.
@@ -136,6 +141,7 @@ fn ready(line: &str) -> Option<(SocketAddr, SocketAddr)> {
 pub(crate) struct Gateway {
     pub(crate) listen: SocketAddr,
     pub(crate) admin: SocketAddr,
+    tls: Option<SocketAddr>,
     pub(crate) key: mint::SigningKey,
     pub(crate) child: Child,
     setup: Setup,
@@ -145,6 +151,11 @@ impl Gateway {
     /// With the usual settings.
     pub(crate) fn start() -> Self {
         Setup::new().start()
+    }
+
+    /// Where TLS is served.
+    pub(crate) fn tls(&self) -> SocketAddr {
+        self.tls.expect("it was started with TLS")
     }
 
     pub(crate) fn setup(&self) -> &Setup {

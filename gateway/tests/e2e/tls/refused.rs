@@ -1,0 +1,169 @@
+//! Who is turned away at the TLS port, how soon, and what is said.
+
+use super::client::{TlsClient, read_to_end, setup, trust};
+use crate::harness::{Gateway, Random};
+use portico_client::RawConnection;
+use portico_wire::{encode::Encoder, message::Hello};
+use std::{
+    io::{self, Write},
+    net::TcpStream,
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+const ALERT: u8 = 21;
+const MALFORMED: &str = r#"portico_tls_handshakes_failed_total{reason="malformed"}"#;
+const TIMEOUT: &str = r#"portico_tls_handshakes_failed_total{reason="timeout"}"#;
+const INCOMPATIBLE: &str = r#"portico_tls_handshakes_failed_total{reason="incompatible"}"#;
+
+fn connect(gateway: &Gateway) -> TcpStream {
+    TcpStream::connect(gateway.tls()).expect("the gateway accepts connections")
+}
+
+/// All are gone, nothing is left of them, and the gateway serves.
+fn is_well(gateway: &Gateway) {
+    gateway.await_metric("portico_sockets", |count| count == 0);
+    gateway.await_metric("portico_tls_handshaking", |count| count == 0);
+    gateway.await_metric("portico_unread_bytes", |count| count == 0);
+    gateway.still_serves();
+}
+
+/// It is told by an alert, in the clear: no key was agreed on.
+#[test]
+fn a_client_without_tls_gets_an_alert() {
+    let gateway = setup().start();
+    let malformed = gateway.watch(MALFORMED);
+    let mut hello = Vec::new();
+    let says = Hello {
+        token: Some("x"),
+        ..Hello::default()
+    };
+    Encoder::new().hello(&mut hello, 1, &says);
+    let mut stream = connect(&gateway);
+    stream.write_all(&hello).expect("a socket");
+    let answer = read_to_end(&stream);
+    assert_eq!((answer.first(), answer.len()), (Some(&ALERT), 7));
+    malformed.moves_by(1);
+    is_well(&gateway);
+}
+
+#[test]
+fn noise_is_turned_away() {
+    let gateway = setup().start();
+    let mut random = Random::announced("noise_is_turned_away");
+    for _ in 0..50 {
+        let length = 1 + random.below(3_000) as usize;
+        let mut noise: Vec<u8> = (0..length).map(|_| random.next() as u8).collect();
+        // Half of it looks like a handshake at first.
+        if random.below(2) == 0 {
+            let head = [22, 3, 1, 0, 200];
+            let length = noise.len().min(head.len());
+            noise[..length].copy_from_slice(&head[..length]);
+        }
+        let mut stream = connect(&gateway);
+        stream.write_all(&noise).expect("a socket");
+        let _ = stream.shutdown(std::net::Shutdown::Write);
+        read_to_end(&stream);
+    }
+    is_well(&gateway);
+}
+
+#[test]
+fn another_protocol_is_refused_and_none_is_not() {
+    let gateway = setup().start();
+    let incompatible = gateway.watch(INCOMPATIBLE);
+    let mut config = (*trust(&gateway)).clone();
+    config.alpn_protocols = vec![b"h2".to_vec()];
+    let mut client = TlsClient::connect(gateway.tls(), &Arc::new(config.clone()));
+    let error = client.shake_hands().expect_err("no protocol in common");
+    assert!(
+        error.to_string().contains("NoApplicationProtocol"),
+        "{error}"
+    );
+    drop(client);
+    incompatible.moves_by(1);
+    config.alpn_protocols.clear();
+    TlsClient::open(gateway.tls(), &Arc::new(config)).close();
+    is_well(&gateway);
+}
+
+/// Who says nothing, who says it byte by byte, and who stops half-way: all have the same time.
+#[test]
+fn slow_handshakes_end_at_the_deadline() {
+    const LIMIT: Duration = Duration::from_millis(700);
+    let gateway = setup().set("tls.handshake_ms", LIMIT.as_millis()).start();
+    let config = trust(&gateway);
+    let timeouts = gateway.watch(TIMEOUT);
+    let start = Instant::now();
+    let silent = connect(&gateway);
+    let mut half = TlsClient::connect(gateway.tls(), &config);
+    let mut first_flight = Vec::new();
+    half.tls.write_tls(&mut first_flight).expect("ClientHello");
+    half.tcp.write_all(&first_flight).expect("a socket");
+    // Its header says that 16 KiB follow.
+    let mut slow = connect(&gateway);
+    let bytes = [22, 3, 1, 64, 0].into_iter().chain(std::iter::repeat(1));
+    for byte in bytes {
+        std::thread::sleep(Duration::from_millis(20));
+        assert!(start.elapsed() < 20 * LIMIT, "it may go on for ever");
+        if slow.write_all(&[byte]).is_err() {
+            break;
+        }
+    }
+    read_to_end(&silent);
+    assert!(start.elapsed() >= LIMIT);
+    read_to_end(&half.tcp);
+    timeouts.moves_by(3);
+    is_well(&gateway);
+}
+
+/// After the handshake the deadline for HELLO begins, and its end is said in the protocol's words.
+#[test]
+fn a_client_that_says_nothing_after_its_handshake_is_closed() {
+    let gateway = setup().set("session.handshake_ms", 500).start();
+    let config = trust(&gateway);
+    let mut client = TlsClient::open(gateway.tls(), &config);
+    let closed = client.read().expect("CLOSE");
+    let frame = portico_wire::next_frame(&closed, usize::MAX).expect("a frame");
+    let op = frame.and_then(|frame| frame.known_op());
+    assert_eq!(op, Some(portico_wire::Op::Close));
+    assert_eq!(client.read().expect("close_notify"), b"");
+    is_well(&gateway);
+}
+
+#[test]
+fn a_record_that_was_changed_on_its_way_ends_the_session() {
+    let gateway = setup().start();
+    let series = r#"portico_tls_sessions_ended_total{reason="bad_record"}"#;
+    let bad = gateway.watch(series);
+    let mut client = TlsClient::open(gateway.tls(), &trust(&gateway));
+    io::Write::write_all(&mut client.tls.writer(), b"anything").expect("room");
+    let mut record = Vec::new();
+    client.tls.write_tls(&mut record).expect("a record");
+    *record.last_mut().expect("a tag") ^= 1;
+    client.tcp.write_all(&record).expect("a socket");
+    let error = client.read().expect_err("an alert");
+    assert!(error.to_string().contains("BadRecordMac"), "{error}");
+    bad.moves_by(1);
+    drop(client);
+    is_well(&gateway);
+}
+
+/// On the plain port nothing has changed: a ClientHello there is no frame.
+#[test]
+fn a_tls_client_at_the_plain_port_is_turned_away() {
+    let gateway = setup().start();
+    let mut client = TlsClient::connect(gateway.tls(), &trust(&gateway));
+    let mut first_flight = Vec::new();
+    client
+        .tls
+        .write_tls(&mut first_flight)
+        .expect("ClientHello");
+    let mut plain: RawConnection = gateway.connect();
+    plain.write_bytes(&first_flight).expect("a socket");
+    plain
+        .expect_end(crate::harness::PATIENCE)
+        .expect("it is closed");
+    drop(client);
+    is_well(&gateway);
+}
