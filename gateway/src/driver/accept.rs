@@ -94,6 +94,8 @@ struct Entry {
     singles: u32,
     /// The last one failed: not again before the next tick.
     failed: bool,
+    /// Those who came in last have to be served first.
+    held: bool,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -124,6 +126,7 @@ impl Acceptor {
             multishot: Multishot::Off,
             singles: 0,
             failed: false,
+            held: false,
         };
         let doors = [(Door::Plain, plain)].into_iter();
         let doors = doors.chain(tls.map(|listener| (Door::Tls, listener)));
@@ -159,6 +162,9 @@ impl Acceptor {
     /// For a door, with so many slots in use. A multishot one is begun with two backlogs of room for
     /// each door and ended with one, so that it does not come and go.
     fn plan(&self, at: usize, in_use: usize) -> Plan {
+        if self.entries[at].held {
+            return Plan::Singles(0);
+        }
         let in_use = u32::try_from(in_use).unwrap_or(u32::MAX);
         let room = self
             .slots
@@ -186,10 +192,16 @@ impl Driver {
         let in_use = self.sockets.in_use();
         let mut paused = false;
         for at in 0..self.acceptor.entries.len() {
-            let plan = self.acceptor.plan(at, in_use);
-            paused |= plan == Plan::Singles(0);
             let entry = &mut self.acceptor.entries[at];
             let door = entry.door;
+            if door == Door::Tls && self.tls.holds_door(entry.held) != entry.held {
+                entry.held = !entry.held;
+                self.tallies.add(Tally::TlsHeld, u64::from(entry.held));
+            }
+            let held = entry.held;
+            let plan = self.acceptor.plan(at, in_use);
+            paused |= plan == Plan::Singles(0) && !held;
+            let entry = &mut self.acceptor.entries[at];
             let Some(listener) = entry.listener.as_ref().filter(|_| !entry.failed) else {
                 continue;
             };

@@ -83,6 +83,7 @@ table! {
     TlsAlertOutDecode, "portico_tls_alerts_total", "direction=\"sent\",alert=\"decode_error\"", "TLS alerts, by direction and kind.";
     TlsAlertOutDenied, "portico_tls_alerts_total", "direction=\"sent\",alert=\"access_denied\"", "TLS alerts, by direction and kind.";
     TlsAlertOutOther, "portico_tls_alerts_total", "direction=\"sent\",alert=\"other\"", "TLS alerts, by direction and kind.";
+    TlsHeld, "portico_tls_accept_held_total", "", "Times the TLS door was held because many handshakes waited.";
     TlsHibernations, "portico_tls_hibernations_total", "", "Times a quiet TLS session gave its prepared keys back.";
     RingStale, "portico_ring_stale_completions_total", "", "Completions that belonged to nothing. Always 0.";
 }

@@ -43,6 +43,10 @@ const KEY_UPDATE_BYTES: usize = 27;
 /// Buffers of sealed bytes kept for reuse.
 const SPARE_MAX: usize = 32;
 const SPARE_BYTES_MAX: usize = 20 << 10;
+/// With so many handshakes waiting, some tenths of a second of work, clients wait in the backlog; until
+/// so many are left.
+const WAITING_HIGH: usize = 1_024;
+const WAITING_LOW: usize = 512;
 /// Sessions that are looked at in a turn.
 const LOOKS_MAX: usize = 1_024;
 
@@ -63,6 +67,8 @@ pub(super) struct Link {
     /// Second in which it last opened or sealed something.
     used_s: u32,
     client: Option<Box<Client>>,
+    /// The client has our part of the handshake.
+    answered: bool,
     /// The handshake is over.
     opened: bool,
     /// Stands in the list of those that may hibernate.
@@ -87,6 +93,7 @@ impl Link {
             told: 0,
             used_s: 0,
             client: None,
+            answered: false,
             opened: false,
             awake: false,
             waiting: false,
@@ -252,6 +259,28 @@ impl Links {
         }
     }
 
+    /// Its handshake has bytes. One that was answered before is nearly over, and costs little from
+    /// here: it goes first. Else, where all wait for long, all would be begun and few would end in time.
+    fn wait_for_turn(&mut self, index: u32) {
+        let Some(link) = self.get_mut(index) else {
+            return;
+        };
+        if mem::replace(&mut link.waiting, true) {
+            return;
+        }
+        if link.answered {
+            self.waiting.push_front(index);
+        } else {
+            self.waiting.push_back(index);
+        }
+    }
+
+    /// Do so many handshakes wait that no more should be begun? `holds`: as it was.
+    pub(super) fn holds_door(&self, holds: bool) -> bool {
+        let bound = if holds { WAITING_LOW } else { WAITING_HIGH };
+        self.waiting.len() >= bound
+    }
+
     /// A session has opened or sealed something: some seconds without that, and it may hibernate.
     fn note_used(&mut self, key: Key, now_s: u32) {
         let after_s = self.options.as_ref().map_or(0, |tls| tls.hibernate_after_s);
@@ -278,9 +307,7 @@ impl Driver {
         };
         let mut received = Received::default();
         let kept = if !link.opened {
-            if !mem::replace(&mut link.waiting, true) {
-                self.tls.waiting.push_back(index);
-            }
+            self.tls.wait_for_turn(index);
             self.unread.append(&mut unread, self.ring.bytes(lent))
         } else if unread.is_empty() {
             let bytes = self.ring.bytes_mut(lent);

@@ -7,6 +7,7 @@
 
 mod client;
 mod clients;
+mod cost;
 mod files;
 mod openssl;
 mod refused;

@@ -3,7 +3,7 @@
 //! The gateway's driver owns the sockets: bytes that the kernel has put into a receive buffer go
 //! through [`Session::receive`], which decrypts them where they lie; what is to be sent goes
 //! through [`Session::send`] into a buffer of the driver's pool. A session that rests owns its
-//! secrets and two counters, nothing else. The driver is not wired to this crate yet.
+//! secrets and two counters, nothing else. The wiring is `gateway/src/driver/tls.rs`.
 //!
 //! # Order of calls
 //! An [`Acceptor`] makes a [`Session`] per connection. Until [`Received::opened`] says that the

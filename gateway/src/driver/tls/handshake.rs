@@ -4,6 +4,9 @@
 //! which a turn takes a few, after all that live connections wanted was submitted: a storm of
 //! handshakes makes handshakes slow, and nothing else.
 //!
+//! When many wait, the door holds: clients then wait in the backlog, where they cost nothing, and not
+//! behind each other until their deadlines.
+//!
 //! # Invariants
 //! - A connection whose bytes wait is not read: its socket holds what else it says.
 //! - From accept to the end of the handshake there is a deadline. The core's, for HELLO, begins then.
@@ -69,7 +72,12 @@ impl Driver {
             return self.read_on(index);
         }
         self.sockets.get_mut(index).unread = unread;
-        self.sockets.mark_dirty(index);
+        if let Some(link) = self.tls.get_mut(index)
+            && !link.out.is_empty()
+        {
+            link.answered = true;
+            self.sockets.mark_dirty(index);
+        }
         match received.ended {
             None => self.read_on(index),
             Some(end) => self.on_handshake_failed(index, &end),
