@@ -153,7 +153,16 @@ impl<'a> Sizing<'a> {
     }
 
     fn connection_bytes(&self) -> u64 {
-        self.kernel_bytes + sum(&footprint::of_connection(self.slots))
+        self.kernel_bytes + sum(&self.connection_parts())
+    }
+
+    /// Of a connection that is quiet. Where TLS is served, each is taken to come through it.
+    fn connection_parts(&self) -> Vec<footprint::Part> {
+        let mut parts = footprint::of_connection(self.slots);
+        if self.settings.tls.listen.is_some() {
+            parts.extend(footprint::of_tls_session());
+        }
+        parts
     }
 
     /// Open files of the process itself.

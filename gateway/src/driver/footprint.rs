@@ -8,12 +8,14 @@
 use super::{
     accept, buffer, executor, mesh,
     ring::{self, RingSizes},
-    socket,
+    socket, tls,
 };
 use portico_core::{
     Limits,
     footprint::{SLOT_BYTES, TIMER_BYTES, user_table_bytes},
 };
+
+use portico_tls::Session;
 
 pub use accept::BACKLOG;
 pub use portico_core::footprint::ABSENT_BYTES;
@@ -56,6 +58,16 @@ pub fn of_connection(slots: u32) -> Vec<Part> {
             user_table_bytes(slots).div_ceil(slots),
         ),
         part("slot in the driver", socket::SLOT_BYTES),
+    ]
+}
+
+/// What one over TLS takes beside that, its keys prepared.
+#[must_use]
+pub fn of_tls_session() -> Vec<Part> {
+    let session = Session::OPEN_BYTES - size_of::<Session>();
+    vec![
+        part("TLS: link and its place", tls::LINK_BYTES),
+        part("TLS: session, awake", session),
     ]
 }
 
@@ -121,6 +133,8 @@ mod tests {
             assert!(sum(slots) <= 400, "{slots}: {:?}", of_connection(slots));
         }
         assert!(of_connection(0).iter().all(|part| part.bytes > 0));
+        let tls: u64 = of_tls_session().iter().map(|part| part.bytes).sum();
+        assert!(tls <= 1_500, "{:?}", of_tls_session());
     }
 
     #[test]

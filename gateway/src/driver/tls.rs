@@ -81,6 +81,14 @@ pub(super) struct Link {
     closed: bool,
 }
 
+/// Of a quiet connection: its link, and its place in the table of links.
+pub(super) const LINK_BYTES: usize = size_of::<Link>() + size_of::<Option<Box<Link>>>();
+
+const _: () = assert!(
+    LINK_BYTES - size_of::<Session>() + Session::HIBERNATED_BYTES <= 300,
+    "a quiet TLS connection is part of the memory budget"
+);
+
 impl Link {
     fn new(session: Session) -> Self {
         Self {

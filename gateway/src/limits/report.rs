@@ -168,7 +168,7 @@ impl Sizing<'_> {
     }
 
     fn connection(&self) -> Connection {
-        let gateway = footprint::of_connection(self.slots);
+        let gateway = self.connection_parts();
         Connection {
             kernel: self.facts.kernel_parts.clone(),
             kernel_bytes: self.kernel_bytes,

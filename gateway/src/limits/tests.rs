@@ -492,3 +492,13 @@ fn json_has_the_same_figures() {
     assert_eq!(memory["needed"], resource_of(&report, Kind::Memory).needed);
     assert_eq!(memory["available"], 22 * GIB);
 }
+
+#[test]
+fn connections_over_tls_are_counted_with_their_sessions() {
+    let (facts, plain) = (small_machine(), with(None));
+    let mut sealed = plain.clone();
+    sealed.tls.listen = Some(std::net::SocketAddr::from(([0, 0, 0, 0], 7_443)));
+    let bytes = |settings| Sizing::new(&facts, settings).connection_bytes();
+    let more = bytes(&sealed) - bytes(&plain);
+    assert!((1_000..1_500).contains(&more), "{more}");
+}

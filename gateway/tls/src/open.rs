@@ -63,6 +63,8 @@ pub(crate) struct Open {
 }
 
 impl Open {
+    pub(crate) const KEYS_BYTES: usize = size_of::<Keys>();
+
     /// With the number of records that rustls has received and sent under these secrets.
     pub(crate) fn new(suite: Suite, received: (Secret, u64), sent: (Secret, u64)) -> Self {
         Self {

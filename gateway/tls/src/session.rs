@@ -71,6 +71,11 @@ pub struct Received {
 }
 
 impl Session {
+    /// What an open session takes, itself included, with keys prepared.
+    pub const OPEN_BYTES: usize = Self::HIBERNATED_BYTES + Open::KEYS_BYTES;
+    /// And without.
+    pub const HIBERNATED_BYTES: usize = size_of::<Self>() + size_of::<Open>();
+
     pub(crate) fn new(current: Arc<Current>) -> Self {
         Self {
             inner: Inner::Handshaking(Box::new(Handshake::new(current))),

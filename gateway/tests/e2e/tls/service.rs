@@ -5,13 +5,14 @@ use super::client::{TlsClient, Tunnel, await_plaintext, setup, trust};
 use crate::harness::{Setup, eventually, quiet_port};
 use portico_wire::{
     CloseCode, Op,
-    encode::{Encoder, put_ack},
+    encode::{Encoder, put_ack, put_ping},
     ids::Seq,
     message::Hello,
+    next_frame,
 };
 use rustix::process::Signal;
 use rustls::HandshakeKind;
-use std::fs;
+use std::{fs, io::Write};
 
 const USERS: u64 = 12;
 const SESSIONS: &str = "portico_tls_sessions";
@@ -81,28 +82,61 @@ fn a_second_login_of_a_device_is_told_to_the_first() {
     }
 }
 
-/// HELLO in the segment of the handshake's last flight: it is not lost between the two.
+/// HELLO in the segment of the handshake's last flight, frames behind it, and half a record: all of it
+/// moves to the user's shard with the session.
 #[test]
-fn hello_may_come_with_the_end_of_the_handshake() {
+fn what_comes_with_the_end_of_the_handshake_moves_with_the_connection() {
     let gateway = setup().set("server.shards", 3).start();
     let config = trust(&gateway);
-    for user in 1..=6 {
+    let moved = gateway.watch(r#"portico_handovers_total{result="moved"}"#);
+    for user in 1..=12 {
         let mut client = TlsClient::connect(gateway.tls(), &config);
-        let mut hello = Vec::new();
         let token = gateway.token(user, 1);
         let says = Hello {
             token: Some(&token),
             ..Hello::default()
         };
-        Encoder::new().hello(&mut hello, 1, &says);
+        let mut frames = Vec::new();
+        Encoder::new().hello(&mut frames, 1, &says);
+        put_ping(&mut frames, 2, 60);
         // rustls holds it back until it may be sent.
-        std::io::Write::write_all(&mut client.tls.writer(), &hello).expect("room");
-        client.shake_hands().expect("a handshake");
-        let got = await_plaintext(&mut client, |got| got.len() >= 16);
-        let frame = portico_wire::next_frame(&got, usize::MAX).expect("a frame");
+        client.tls.writer().write_all(&frames).expect("room");
+        while client.tls.is_handshaking() {
+            let mut first = Vec::new();
+            if client.tls.write_tls(&mut first).expect("memory") > 0 {
+                client.tcp.write_all(&first).expect("a socket");
+            } else {
+                client.tls.read_tls(&mut client.tcp).expect("an answer");
+                client.tls.process_new_packets().expect("a handshake");
+            }
+        }
+        frames.clear();
+        put_ping(&mut frames, 3, 60);
+        client.tls.writer().write_all(&frames).expect("room");
+        let mut last = Vec::new();
+        while client.tls.write_tls(&mut last).expect("memory") > 0 {}
+        let (now, later) = last.split_at(last.len() - 9);
+        client.tcp.write_all(now).expect("a socket");
+        let pong = |corr: u32| {
+            move |got: &[u8]| {
+                let mut rest = got;
+                while let Ok(Some(frame)) = next_frame(rest, usize::MAX) {
+                    if frame.known_op() == Some(Op::Pong) && frame.corr() == corr {
+                        return true;
+                    }
+                    rest = &rest[frame.bytes().len()..];
+                }
+                false
+            }
+        };
+        let got = await_plaintext(&mut client, pong(2));
+        let frame = next_frame(&got, usize::MAX).expect("a frame");
         assert_eq!(frame.and_then(|frame| frame.known_op()), Some(Op::Welcome));
+        client.tcp.write_all(later).expect("a socket");
+        await_plaintext(&mut client, |more| pong(3)(&[&got[..], more].concat()));
         client.close();
     }
+    moved.moves();
     gateway.await_metric("portico_sockets", |count| count == 0);
 }
 
