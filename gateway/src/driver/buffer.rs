@@ -94,6 +94,11 @@ impl Unread {
         self.bytes += held.len();
     }
 
+    /// Is there room in the budget for so many bytes that are kept elsewhere?
+    pub(super) const fn allows(&self, elsewhere: usize) -> bool {
+        self.bytes + elsewhere <= self.bytes_max
+    }
+
     pub(super) const fn bytes(&self) -> usize {
         self.bytes
     }

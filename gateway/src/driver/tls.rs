@@ -15,6 +15,8 @@
 //!   back. What is sealed is sent, or the connection ends.
 //! - An open session whose keys are prepared has one place in the list of those that may hibernate.
 //!
+//! - What handshakes hold counts against the budget of unread bytes, as incomplete frames do.
+//!
 //! # Does not
 //! Have a timer per session: the list is looked at once a second, from its front.
 
@@ -64,6 +66,8 @@ pub(super) struct Link {
     /// Plaintext bytes of the buffer in flight, and how many the core was told of.
     sealed: u32,
     told: u32,
+    /// Bytes of its handshake so far.
+    shaken: u32,
     /// Second in which it last opened or sealed something.
     used_s: u32,
     client: Option<Box<Client>>,
@@ -99,6 +103,7 @@ impl Link {
             plain: 0,
             sealed: 0,
             told: 0,
+            shaken: 0,
             used_s: 0,
             client: None,
             answered: false,
@@ -154,6 +159,8 @@ pub(super) struct Links {
     /// Seconds in which sessions are to be looked at; in order.
     awake: VecDeque<(u32, Key)>,
     spare: Vec<Vec<u8>>,
+    /// What handshakes that are not over have received, and may still hold.
+    shaken_bytes: usize,
     handshaking: usize,
     opened: usize,
     awake_count: usize,
@@ -168,6 +175,7 @@ impl Links {
             deadlines: VecDeque::new(),
             awake: VecDeque::new(),
             spare: Vec::new(),
+            shaken_bytes: 0,
             handshaking: 0,
             opened: 0,
             awake_count: 0,
@@ -194,6 +202,7 @@ impl Links {
             self.awake_count -= usize::from(mem::take(&mut link.awake));
         } else {
             self.handshaking -= 1;
+            self.shaken_bytes -= link.shaken as usize;
         }
         Some(link)
     }

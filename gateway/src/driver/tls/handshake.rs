@@ -12,7 +12,9 @@
 //! - From accept to the end of the handshake there is a deadline. The core's, for HELLO, begins then.
 
 use super::Link;
-use crate::driver::{Driver, clock, counters::Tally, ring::Slot, socket::State};
+use crate::driver::{
+    Driver, buffer::FAIR_BYTES, clock, counters::Tally, ring::Slot, socket::State,
+};
 use portico_core::Input;
 use portico_tls::{Alert, End, Failure, Opened};
 use std::mem;
@@ -63,6 +65,11 @@ impl Driver {
             return;
         }
         let mut unread = mem::take(&mut self.sockets.get_mut(index).unread);
+        // A socket's buffer is far below 4 GiB.
+        link.shaken += unread.len() as u32;
+        let shaken = link.shaken as usize;
+        self.tls.shaken_bytes += unread.len();
+        let within = self.unread.allows(self.tls.shaken_bytes);
         let received = self.open_unread(index, &mut unread);
         if let Some(opened) = received.opened {
             self.on_opened(index, *opened);
@@ -79,6 +86,10 @@ impl Driver {
             self.sockets.mark_dirty(index);
         }
         match received.ended {
+            None if !within && shaken > FAIR_BYTES => {
+                self.tallies.bump(Tally::UnreadShed);
+                self.on_handshake_gone(index);
+            }
             None => self.read_on(index),
             Some(end) => self.on_handshake_failed(index, &end),
         }
@@ -92,6 +103,8 @@ impl Driver {
         if let Some(link) = self.tls.get_mut(index) {
             link.opened = true;
             link.client = opened.client.map(Box::new);
+            let shaken = link.shaken as usize;
+            self.tls.shaken_bytes -= shaken;
             self.tls.handshaking -= 1;
             self.tls.opened += 1;
         }

@@ -117,6 +117,30 @@ fn slow_handshakes_end_at_the_deadline() {
     is_well(&gateway);
 }
 
+/// Records that never end: together they may hold what incomplete frames may, and no more.
+#[test]
+fn unfinished_handshakes_hold_a_bounded_memory() {
+    const CLIENTS: usize = 200;
+    let setup = setup().set("server.shards", 1);
+    let gateway = setup.set("limits.unread_bytes_max", 1 << 20).start();
+    let shed = gateway.watch("portico_unread_shed_total");
+    let mut part = vec![22, 3, 1, 64, 0];
+    part.resize(12_000, 1);
+    let clients: Vec<_> = (0..CLIENTS)
+        .map(|_| {
+            let mut stream = connect(&gateway);
+            // Who comes late may be turned away before all of it is written.
+            let _ = stream.write_all(&part);
+            stream
+        })
+        .collect();
+    shed.moves();
+    // 12,000 bytes each fit into a MiB 87 times; what is being read comes on top.
+    gateway.await_metric("portico_tls_handshaking", |count| count <= 100);
+    drop(clients);
+    is_well(&gateway);
+}
+
 /// After the handshake the deadline for HELLO begins, and its end is said in the protocol's words.
 #[test]
 fn a_client_that_says_nothing_after_its_handshake_is_closed() {
