@@ -13,3 +13,4 @@ mod many;
 mod serving;
 mod starting;
 mod support;
+mod tls;
