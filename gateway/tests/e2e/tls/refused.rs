@@ -4,6 +4,7 @@ use super::client::{TlsClient, read_to_end, setup, trust};
 use crate::harness::{Gateway, Random};
 use portico_client::RawConnection;
 use portico_wire::{encode::Encoder, message::Hello};
+use socket2::SockRef;
 use std::{
     io::{self, Write},
     net::TcpStream,
@@ -190,4 +191,58 @@ fn a_tls_client_at_the_plain_port_is_turned_away() {
         .expect("it is closed");
     drop(client);
     is_well(&gateway);
+}
+
+/// Before, during and after the handshake, and while the connection moves to its user's shard: by a
+/// reset or in order, nothing is left of it.
+#[test]
+fn connections_that_break_off_anywhere_leave_nothing() {
+    const CONNECTIONS: u64 = 200;
+    let gateway = setup().set("server.shards", 3).start();
+    let config = trust(&gateway);
+    let mut random = Random::announced("connections_that_break_off_anywhere_leave_nothing");
+    for user in 1..=CONNECTIONS {
+        let mut client = TlsClient::connect(gateway.tls(), &config);
+        if random.below(2) == 0 {
+            let reset = Some(Duration::ZERO);
+            let socket = SockRef::from(&client.tcp);
+            socket.set_linger(reset).expect("an option of every socket");
+        }
+        let step = random.below(5);
+        if step == 1 {
+            let mut first_flight = Vec::new();
+            client
+                .tls
+                .write_tls(&mut first_flight)
+                .expect("ClientHello");
+            let part = random.below(first_flight.len() as u64 + 1) as usize;
+            client
+                .tcp
+                .write_all(&first_flight[..part])
+                .expect("a socket");
+        } else if step > 1 {
+            client.shake_hands().expect("a handshake");
+        }
+        if step > 2 {
+            let token = gateway.token(user, 1);
+            let mut hello = Vec::new();
+            let says = Hello {
+                token: Some(&token),
+                ..Hello::default()
+            };
+            Encoder::new().hello(&mut hello, 1, &says);
+            client.write(&hello).expect("a socket");
+        }
+        if step > 3 {
+            std::thread::sleep(Duration::from_micros(random.below(3_000)));
+        }
+    }
+    for series in ["portico_tls_sessions", "portico_tls_hibernated"] {
+        gateway.await_metric(series, |count| count == 0);
+    }
+    is_well(&gateway);
+    let stale = gateway
+        .metrics()
+        .get("portico_ring_stale_completions_total");
+    assert_eq!(stale, 0);
 }

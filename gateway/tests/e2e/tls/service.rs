@@ -12,7 +12,7 @@ use portico_wire::{
 };
 use rustix::process::Signal;
 use rustls::HandshakeKind;
-use std::{fs, io::Write};
+use std::{fs, io::Write, thread, time::Duration};
 
 const USERS: u64 = 12;
 const SESSIONS: &str = "portico_tls_sessions";
@@ -210,6 +210,34 @@ fn quiet_sessions_hibernate_and_wake_in_both_directions() {
     drop(peers);
     gateway.await_metric(SESSIONS, |count| count == 0);
     assert_eq!(gateway.metrics().get(HIBERNATED), 0);
+}
+
+/// No timer of a session runs once it hibernates; the files are looked at every two seconds.
+#[test]
+fn hibernated_sessions_cost_no_cpu() {
+    const COUNT: u64 = 100;
+    const QUIET: Duration = Duration::from_secs(3);
+    const CPU_MAX: Duration = Duration::from_millis(10);
+    const LOOKS: usize = 5;
+    let gateway = setup()
+        .set("tls.hibernate_after_s", 1)
+        .set("session.handshake_ms", 120_000)
+        .start();
+    let config = trust(&gateway);
+    let crowd: Vec<_> = (0..COUNT)
+        .map(|_| TlsClient::open(gateway.tls(), &config))
+        .collect();
+    gateway.await_metric(HIBERNATED, |count| count == COUNT);
+    let process = gateway.process();
+    let looks = (0..LOOKS).map(|_| {
+        let before = process.cpu();
+        thread::sleep(QUIET);
+        process.cpu() - before
+    });
+    let quiet = looks.into_iter().any(|used| used <= CPU_MAX);
+    assert!(quiet, "more than {CPU_MAX:?} in {QUIET:?}, {LOOKS} times");
+    drop(crowd);
+    gateway.await_metric("portico_sockets", |count| count == 0);
 }
 
 #[test]
