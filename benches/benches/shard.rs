@@ -4,7 +4,7 @@
 use criterion::{
     BenchmarkGroup, Criterion, Throughput, criterion_group, criterion_main, measurement::WallTime,
 };
-use portico_core::{Counter, testing::Bare};
+use portico_core::{Counter, Rate, Rates, testing::Bare};
 use portico_wire::{
     Flags, Op, RouteHeader,
     encode::{self, Encoder},
@@ -62,9 +62,32 @@ fn assert_pushed(bare: &Bare, sent: u64) {
     assert_eq!(bare.count(Counter::Delivered), sent);
 }
 
+/// Rates that count, and that nothing here exceeds.
+fn wide_rates() -> Rates {
+    let rate = |per_s| Rate {
+        per_s,
+        burst: 1 << 20,
+    };
+    Rates {
+        frames: rate(1_000_000),
+        bytes: rate(1 << 30),
+        messages: rate(1_000_000),
+        ..Rates::default()
+    }
+}
+
 /// User 1 writes to user 2 in segments of `bunch` SENDs, user 2 acknowledges every 32nd message.
 fn direct(group: &mut BenchmarkGroup<'_, WallTime>, name: &str, bunch: u32, corr: u32) {
-    let mut bare = shard_with(2);
+    direct_on(group, name, bunch, corr, shard_with(2));
+}
+
+fn direct_on(
+    group: &mut BenchmarkGroup<'_, WallTime>,
+    name: &str,
+    bunch: u32,
+    corr: u32,
+    mut bare: Bare,
+) {
     let mut segment = Vec::new();
     for number in 0..bunch {
         let corr = if corr == 0 { 0 } else { corr + number };
@@ -94,6 +117,15 @@ fn messages(c: &mut Criterion) {
     direct(&mut group, "SEND without correlation, to DELIVER", 1, 0);
     direct(&mut group, "ten SENDs in a segment", 10, 7);
     direct(&mut group, "ten SENDs without correlation", 10, 0);
+    for (name, bunch) in [
+        ("SEND to SENT and DELIVER, rates counted", 1),
+        ("ten SENDs in a segment, rates counted", 10),
+    ] {
+        let mut limited = Bare::with_rates(1, 2, Some(wide_rates()));
+        limited.login();
+        limited.login();
+        direct_on(&mut group, name, bunch, 7, limited);
+    }
 
     let mut bare = shard_with(2);
     let mut send = Vec::new();

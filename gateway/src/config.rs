@@ -18,7 +18,7 @@ pub(crate) use load::{Env, ProcessEnv, Sources};
 pub(crate) use print::default_file;
 
 use portico_gateway::{
-    GatewayOptions, JwtOptions, Limits, RingSizes, TlsOptions, backend::embedded,
+    GatewayOptions, JwtOptions, Limits, Network, RingSizes, TlsOptions, backend::embedded,
 };
 use std::{
     fmt,
@@ -42,6 +42,7 @@ pub(crate) struct Server {
     pub(crate) cpus: Vec<u16>,
     /// Empty: the name of the host.
     pub(crate) node: String,
+    pub(crate) proxy_from: Vec<Network>,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -154,6 +155,7 @@ impl Default for Settings {
                 shards: None,
                 cpus: Vec::new(),
                 node: String::new(),
+                proxy_from: Vec::new(),
             },
             session: Session {
                 user_timeout_ms: gateway.user_timeout_ms,

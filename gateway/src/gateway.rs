@@ -27,10 +27,12 @@ use portico_backend::{
     Backend, Health, Stats,
     messages::{Cmd, Messages, Reply},
 };
-use portico_core::{Limits, ShardConfig, ShardId};
+use portico_core::{Limits, Network, Policy, ShardConfig, ShardId};
 use portico_wire::{ids::Seq, limits};
 use std::{
-    fmt, io,
+    fmt,
+    hash::{BuildHasher, RandomState},
+    io,
     net::{SocketAddr, TcpListener},
     sync::Arc,
     thread,
@@ -80,6 +82,9 @@ pub struct GatewayOptions {
     pub ring: RingSizes,
     /// Bytes of incomplete frames that one shard may hold.
     pub unread_bytes_max: usize,
+    /// Balancers: connections from these networks begin with a PROXY header of version 2, and come from
+    /// where that says.
+    pub proxy_from: Vec<Network>,
 }
 
 impl Default for GatewayOptions {
@@ -99,6 +104,7 @@ impl Default for GatewayOptions {
             slots_per_shard: 0,
             ring: RingSizes::auto(),
             unread_bytes_max: 64 << 20,
+            proxy_from: Vec::new(),
         }
     }
 }
@@ -175,7 +181,7 @@ impl fmt::Debug for Gateway {
 }
 
 impl Gateway {
-    /// Starts to serve. Returns once every shard accepts connections.
+    /// Starts to serve. Returns once every shard accepts connections. Everybody may write to everybody.
     ///
     /// # Errors
     /// [`StartError`]; nothing is left running.
@@ -183,6 +189,31 @@ impl Gateway {
         options: GatewayOptions,
         messages: Arc<dyn Backend<Messages>>,
         authenticator: Arc<dyn Authenticator>,
+    ) -> Result<Self, StartError> {
+        Self::start_with(options, messages, authenticator, &|| None)
+    }
+
+    /// The same with rules about who may write to whom. Each shard has a clone of its own, and asks it
+    /// on its own thread: what the clones share they share by themselves, in an `Arc`.
+    ///
+    /// # Errors
+    /// [`StartError`]; nothing is left running.
+    pub fn start_with_policy<P: Policy + Clone + 'static>(
+        options: GatewayOptions,
+        messages: Arc<dyn Backend<Messages>>,
+        authenticator: Arc<dyn Authenticator>,
+        policy: &P,
+    ) -> Result<Self, StartError> {
+        Self::start_with(options, messages, authenticator, &|| {
+            Some(Box::new(policy.clone()))
+        })
+    }
+
+    fn start_with(
+        options: GatewayOptions,
+        messages: Arc<dyn Backend<Messages>>,
+        authenticator: Arc<dyn Authenticator>,
+        policy: &dyn Fn() -> Option<Box<dyn Policy>>,
     ) -> Result<Self, StartError> {
         let cpus = cpus(&options.cpus)?;
         let shards = match options.shards {
@@ -220,11 +251,15 @@ impl Gateway {
         };
         let open_files = rustix::process::getrlimit(rustix::process::Resource::Nofile);
         let slots = slots_per_shard(options.slots_per_shard, open_files.current);
+        let hash_seed = RandomState::new().hash_one(seq_floor);
         let sizes = options.ring.resolve(shards, cpus.len());
         let mut plans: Vec<Vec<ShardPlan>> = (0..crews).map(|_| Vec::new()).collect();
         for (shard, listener) in plain_listeners.into_iter().enumerate() {
             plans[shard % crews].push(ShardPlan {
-                core: core_config(&options, shard, shards, seq_floor),
+                core: ShardConfig {
+                    hash_seed,
+                    ..core_config(&options, shard, shards, seq_floor)
+                },
                 listener,
                 tls: tls_listeners.next().zip(options.tls.clone()),
                 slots,
@@ -234,6 +269,8 @@ impl Gateway {
                 published: gateway.published[shard].clone(),
                 backend: gateway.messages.clone(),
                 authenticator: authenticator.clone(),
+                proxy_from: options.proxy_from.clone(),
+                policy: policy(),
             });
         }
         let in_crew = |error: CrewError| in_shard(usize::from(error.shard.0), &error);

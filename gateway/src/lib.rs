@@ -31,8 +31,12 @@ pub use gateway::{
     slots_per_shard,
 };
 pub use portico_backend as backend;
-pub use portico_core::{AuthError, Credentials, Grant, Limits};
+pub use portico_core::{
+    AuthError, BadNetwork, Credentials, Denial, Grant, Limits, Network, Policy, Rate, Rates,
+    Verdict,
+};
 pub use portico_tls as tls;
+pub use portico_wire::ids::{DeviceId, UserId};
 pub use tls_files::{ClientFiles, TlsFiles, TlsReloader, TlsStatus};
 pub use tls_options::TlsOptions;
 

@@ -157,6 +157,7 @@ fn options(config: &Config, machine: &Machine) -> GatewayOptions {
         slots_per_shard: config.shard.connections_max,
         ring: machine.ring.clone(),
         unread_bytes_max: config.shard.unread_bytes_max,
+        proxy_from: config.server.proxy_from.clone(),
     }
 }
 

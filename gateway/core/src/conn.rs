@@ -1,5 +1,6 @@
 //! One connection: a slot in the shard's table, and what it borrows from the pool while it is busy.
 
+use crate::rates::ConnRates;
 use portico_wire::{
     ids::{ConvSeq, DeviceId, Seq, UserId},
     limits::MALFORMED_PER_MINUTE_MAX,
@@ -130,6 +131,8 @@ pub(crate) struct Notes {
     /// As many of its messages are open as may be, and it does not ask for answers that would tell
     /// it, or does not heed them: nothing is read until half of them are settled.
     pub(crate) paused: bool,
+    /// The rates of clients hold for it: its source is known, and not exempt.
+    pub(crate) limited: bool,
 }
 
 #[derive(Debug)]
@@ -162,15 +165,16 @@ pub(crate) struct Conn {
     pub(crate) source: Source,
     pub(crate) state: ClientState,
     pub(crate) notes: Notes,
+    pub(crate) rates: ConnRates,
 }
 
 const _: () = assert!(
-    size_of::<Conn>() <= 72,
+    size_of::<Conn>() <= 96,
     "the slot of an idle connection is part of the memory budget"
 );
 
 impl Conn {
-    pub(crate) const fn free() -> Self {
+    pub(crate) fn free() -> Self {
         Self {
             traffic: None,
             user: UserId(0),
@@ -194,7 +198,9 @@ impl Conn {
                 replay: Replay::Runs,
                 siblings: false,
                 paused: false,
+                limited: false,
             },
+            rates: ConnRates::default(),
         }
     }
 

@@ -214,7 +214,8 @@ impl Shard {
             } else if known.is_none() && self.is_full() {
                 Err(Refusal::Overloaded)
             } else {
-                Ok(())
+                let denial = self.denial(sender, UserId(route.conv));
+                denial.map_or(Ok(()), |denial| Err(Refusal::Denied(denial)))
             }
         });
         match checked {

@@ -1,6 +1,6 @@
 //! What goes wrong, by who is at fault, and the one place that turns it into codes.
 
-use crate::store::StoreError;
+use crate::{policy::Denial, store::StoreError};
 use portico_wire::{CloseCode, ErrorCode};
 
 /// Why an authenticator refused a client.
@@ -62,6 +62,8 @@ pub(crate) enum Refusal {
     ClockAhead,
     MsgIdTooOld,
     TooManyRequests,
+    TooFast { retry_after_ms: u32 },
+    Denied(Denial),
     Overloaded,
     TimedOut,
     Store(StoreError),
@@ -83,6 +85,8 @@ impl Refusal {
             Self::ClockAhead => "the msg_id is dated ahead of the server's clock",
             Self::MsgIdTooOld => "the msg_id is older than seven days",
             Self::TooManyRequests => "too many unanswered requests",
+            Self::TooFast { .. } => "faster than this connection may",
+            Self::Denied(denial) => denial.detail(),
             Self::Overloaded => "the gateway has too much in flight",
             Self::TimedOut => "the store did not answer in time",
             Self::Store(error) => match error {
@@ -106,7 +110,8 @@ impl Refusal {
             }
             Self::ClockAhead => ErrorCode::CLOCK_AHEAD,
             Self::MsgIdTooOld => ErrorCode::EXPIRED,
-            Self::TooManyRequests => ErrorCode::RATE_LIMITED,
+            Self::TooManyRequests | Self::TooFast { .. } => ErrorCode::RATE_LIMITED,
+            Self::Denied(denial) => denial.code(),
             Self::Overloaded => ErrorCode::OVERLOADED,
             Self::TimedOut => ErrorCode::TIMEOUT,
             Self::Store(error) => match error {
@@ -122,6 +127,7 @@ impl Refusal {
     pub(crate) const fn retry_after_ms(self) -> u32 {
         match self {
             Self::TooManyRequests => 100,
+            Self::TooFast { retry_after_ms } => retry_after_ms,
             Self::Overloaded => 500,
             Self::TimedOut => 1_000,
             Self::Store(StoreError::Overloaded { retry_after_ms }) if retry_after_ms > 0 => {

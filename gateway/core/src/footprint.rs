@@ -12,7 +12,7 @@ use crate::{
     direct::Outgoing,
     lane::Pending,
     login::Session,
-    pool,
+    pool, rates,
     shard::{InStore, PAGES_MIN, STUCK_ONE_IN, share},
     store::{Item, Marks},
     timer,
@@ -48,7 +48,7 @@ const MARK_BYTES: usize = 3 * size_of::<(ConvId, UserId, Marks)>() + size_of::<(
 
 /// The most that each queue of one of so many shards can hold, those of the driver aside.
 #[must_use]
-pub fn of_queues(limits: &Limits, shards: u16) -> [(&'static str, usize); 8] {
+pub fn of_queues(limits: &Limits, shards: u16) -> [(&'static str, usize); 9] {
     let pages = share(limits.pages_max, shards).max(PAGES_MIN);
     // The last entry of a page may be of any size.
     let page_bytes = limits.page_bytes_max as usize
@@ -73,6 +73,10 @@ pub fn of_queues(limits: &Limits, shards: u16) -> [(&'static str, usize); 8] {
             product(limits.absent_max, ABSENT_BYTES),
         ),
         ("watermarks", product(limits.unsaved_max, MARK_BYTES)),
+        (
+            "sources and users whose rates are counted",
+            product(2 * limits.rates.table_max, rates::PLACE_BYTES),
+        ),
         ("pages", product(pages, page_bytes)),
         (
             "queued for clients, and kept for reuse",

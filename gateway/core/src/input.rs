@@ -78,7 +78,8 @@ impl std::fmt::Debug for Grant {
 /// that changes at each use of the index.
 #[derive(Debug)]
 pub enum Input<'a> {
-    /// A connection was accepted.
+    /// A connection was accepted, and may speak. Where it comes from was told before, if it is known:
+    /// [`crate::Shard::admit_source`].
     Opened { conn: ConnId },
     /// A whole frame arrived. [`crate::feed()`] makes these from bytes.
     Frame { conn: ConnId, frame: Frame<'a> },

@@ -20,6 +20,7 @@
 //!   the store and are pulled from there as the client drains (`inbox`).
 //! - An idle connection is a slot in a table: no heap object, no timer object, no buffer. What it
 //!   borrows while it is busy comes from a pool that is trimmed (`pool`).
+//! - What a client may do in a second is bounded, by connection, user and source (`rates`).
 //! - Logins come at a bounded rate; who is refused knows when to come back (`admission`). A device
 //!   that is known to have everything costs no read; what is known is true or forgotten (`absent`).
 //!
@@ -46,7 +47,9 @@ mod mesh;
 mod metrics;
 mod ops;
 mod outbox;
+mod policy;
 mod pool;
+mod rates;
 mod receipt;
 mod seq;
 mod shard;
@@ -70,4 +73,6 @@ pub use limits::{Limits, ShardConfig};
 pub use login::Session;
 pub use mesh::ShardMessage;
 pub use metrics::{Counter, Counters, Gauges};
+pub use policy::{Denial, Policy, Verdict};
+pub use rates::{BadNetwork, Network, Rate, Rates};
 pub use shard::Shard;

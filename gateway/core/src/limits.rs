@@ -1,6 +1,7 @@
 //! Bounds of a shard. Every queue has its maximum here and its policy beside the code that fills
 //! it.
 
+use crate::rates::Rates;
 use portico_wire::limits;
 
 /// What bounds memory and time in one shard.
@@ -56,6 +57,8 @@ pub struct Limits {
     /// Watermarks that wait to be written: past it a READ is refused as overloaded. (What delivery
     /// adds is bounded by what is delivered.)
     pub unsaved_max: usize,
+    /// What clients may do in a second.
+    pub rates: Rates,
 }
 
 impl Default for Limits {
@@ -84,6 +87,7 @@ impl Default for Limits {
             gate_messages_max: limits::RECEIVE_MAX_DEFAULT as usize,
             flush_ms: 250,
             unsaved_max: 16_384,
+            rates: Rates::default(),
         }
     }
 }
@@ -132,6 +136,9 @@ pub struct ShardConfig {
     pub connections_hint: usize,
     /// No sequence number at or below this one is ever issued: the store's ceiling at start.
     pub seq_floor: u64,
+    /// Decides which sources and users share a place in tables of fixed size. A number that nobody
+    /// outside can know; the same in no two processes.
+    pub hash_seed: u64,
     pub limits: Limits,
 }
 
@@ -149,6 +156,7 @@ impl ShardConfig {
             heartbeat_max_s: limits::HEARTBEAT_MAX_S,
             connections_hint: 0,
             seq_floor: 0,
+            hash_seed: 0,
             limits: Limits::default(),
         }
     }

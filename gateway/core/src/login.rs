@@ -29,6 +29,8 @@ pub struct Session {
     pub receive_max: u32,
     pub last_seq: Seq,
     pub state: ClientState,
+    /// The rates of clients hold for it.
+    pub limited: bool,
     pub resumed: bool,
     pub resume_token: Vec<u8>,
     pub resume_ttl_s: u32,
@@ -46,6 +48,7 @@ impl fmt::Debug for Session {
             .field("receive_max", &self.receive_max)
             .field("last_seq", &self.last_seq)
             .field("state", &self.state)
+            .field("limited", &self.limited)
             .field("resumed", &self.resumed)
             .field("unsent", &self.unsent.len())
             .finish_non_exhaustive()
@@ -72,6 +75,9 @@ impl Shard {
         if !(hello.min_version..=hello.max_version).contains(&VERSION) {
             let detail = "this gateway speaks version 1";
             return self.close(id, CloseCode::VERSION_UNSUPPORTED, detail, cx);
+        }
+        if !self.admit_hello(id, cx) {
+            return;
         }
         // Who never was here needs the store. If it is a user of another shard, that one has about as
         // much to read as this: users are spread evenly.
@@ -100,6 +106,7 @@ impl Shard {
             receive_max: hello.receive_max,
             last_seq: hello.last_seq,
             state: hello.state,
+            limited: conn.notes.limited,
             resumed: false,
             resume_token: Vec::new(),
             resume_ttl_s: 0,
@@ -200,6 +207,13 @@ impl Shard {
     /// asked where the device stands, unless that is known. No frame is read before.
     fn begin_session(&mut self, id: ConnId, session: Session, cx: &mut Turn<'_>) {
         let (user, device) = (session.user, session.device);
+        self.limiter.release(id.index);
+        if let Some(conn) = self.conn_mut(id) {
+            conn.notes.limited = session.limited;
+        }
+        if !self.admit_user(id, user, cx) {
+            return;
+        }
         let known = self.known(user, device);
         let busy = self.is_store_full() || self.is_reading_enough();
         if busy && !self.is_up_to_date(known, &session, cx) {
@@ -233,6 +247,7 @@ impl Shard {
         // A claim beyond everything that exists means no more than everything.
         conn.acked = session.last_seq.min(visible);
         self.link(id.index);
+        self.take_debts(id.index, cx.now.mono_us);
         self.welcome(id, &session, cx);
         if self.conn(id).is_none() {
             return;

@@ -68,9 +68,17 @@ counters! {
     RefusedClock, "portico_requests_refused_total", "reason=\"clock_ahead\"", "Requests answered with an error.";
     RefusedExpired, "portico_requests_refused_total", "reason=\"expired\"", "Requests answered with an error.";
     RefusedRate, "portico_requests_refused_total", "reason=\"rate_limited\"", "Requests answered with an error.";
+    RefusedDenied, "portico_requests_refused_total", "reason=\"denied\"", "Requests answered with an error.";
     RefusedOverload, "portico_requests_refused_total", "reason=\"overloaded\"", "Requests answered with an error.";
     RefusedStore, "portico_requests_refused_total", "reason=\"store\"", "Requests answered with an error.";
     StoreTimeouts, "portico_requests_refused_total", "reason=\"timeout\"", "Requests answered with an error.";
+    LimitedFrames, "portico_rate_limited_total", "limit=\"frames\"", "What exceeded a rate, by the rate: frames that were refused, or let through and counted; logins and connections.";
+    LimitedBytes, "portico_rate_limited_total", "limit=\"bytes\"", "What exceeded a rate, by the rate: frames that were refused, or let through and counted; logins and connections.";
+    LimitedMessages, "portico_rate_limited_total", "limit=\"messages\"", "What exceeded a rate, by the rate: frames that were refused, or let through and counted; logins and connections.";
+    LimitedUserLogins, "portico_rate_limited_total", "limit=\"user_logins\"", "What exceeded a rate, by the rate: frames that were refused, or let through and counted; logins and connections.";
+    LimitedSourceOpens, "portico_rate_limited_total", "limit=\"source_opens\"", "What exceeded a rate, by the rate: frames that were refused, or let through and counted; logins and connections.";
+    LimitedSourceGreeting, "portico_rate_limited_total", "limit=\"source_greeting\"", "What exceeded a rate, by the rate: frames that were refused, or let through and counted; logins and connections.";
+    LimitedSourceLogins, "portico_rate_limited_total", "limit=\"source_logins\"", "What exceeded a rate, by the rate: frames that were refused, or let through and counted; logins and connections.";
     StoreErrors, "portico_store_errors_total", "", "Storage requests that failed.";
     ClosedByPeer, "portico_connections_closed_total", "code=\"peer\"", "Connections that ended.";
     ClosedNormal, "portico_connections_closed_total", "code=\"4000\"", "Connections that ended.";
@@ -79,6 +87,7 @@ counters! {
     ClosedSlow, "portico_connections_closed_total", "code=\"4003\"", "Connections that ended.";
     ClosedServerError, "portico_connections_closed_total", "code=\"4004\"", "Connections that ended.";
     ClosedOverloaded, "portico_connections_closed_total", "code=\"4005\"", "Connections that ended.";
+    ClosedLimited, "portico_connections_closed_total", "code=\"4007\"", "Connections that ended.";
     ClosedResume, "portico_connections_closed_total", "code=\"4010\"", "Connections that ended.";
     ClosedTokenExpired, "portico_connections_closed_total", "code=\"4011\"", "Connections that ended.";
     ClosedProtocol, "portico_connections_closed_total", "code=\"4012\"", "Connections that ended.";

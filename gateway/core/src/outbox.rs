@@ -246,7 +246,8 @@ const fn refused_counter(why: Refusal) -> Counter {
         }
         Refusal::ClockAhead => Counter::RefusedClock,
         Refusal::MsgIdTooOld => Counter::RefusedExpired,
-        Refusal::TooManyRequests => Counter::RefusedRate,
+        Refusal::TooManyRequests | Refusal::TooFast { .. } => Counter::RefusedRate,
+        Refusal::Denied(_) => Counter::RefusedDenied,
         Refusal::Overloaded => Counter::RefusedOverload,
         Refusal::TimedOut => Counter::StoreTimeouts,
         Refusal::Store(_) => Counter::RefusedStore,
@@ -260,6 +261,7 @@ const fn closed_counter(code: CloseCode) -> Counter {
         CloseCode::IDLE_TIMEOUT => Counter::ClosedIdle,
         CloseCode::SLOW_CONSUMER => Counter::ClosedSlow,
         CloseCode::OVERLOADED => Counter::ClosedOverloaded,
+        CloseCode::RATE_LIMITED => Counter::ClosedLimited,
         CloseCode::RESUME_REFUSED => Counter::ClosedResume,
         CloseCode::TOKEN_EXPIRED => Counter::ClosedTokenExpired,
         CloseCode::PROTOCOL_ERROR => Counter::ClosedProtocol,

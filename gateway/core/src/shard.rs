@@ -17,7 +17,9 @@ use crate::{
     mesh::ShardMessage,
     metrics::{Counter, Counters, Gauges},
     ops::Tokens,
+    policy::{Denial, Policy, Verdict},
     pool::Pool,
+    rates::Limiter,
     receipt::Query,
     seq::SeqClock,
     stall::STALLED_S,
@@ -107,6 +109,9 @@ pub struct Shard {
     /// Devices that left with everything.
     pub(crate) absent: Absent,
     pub(crate) admission: Admission,
+    pub(crate) limiter: Limiter,
+    /// None: everybody may write to everybody.
+    policy: Option<Box<dyn Policy>>,
     /// Logins that wait for the authenticator, by the connection's index.
     pub(crate) logins: FxHashMap<u32, Session>,
     pub(crate) lane: Lane,
@@ -153,6 +158,8 @@ pub struct Shard {
     pub(crate) due: Vec<u32>,
     /// Time up to which everything that was due is done.
     timed_us: u64,
+    /// Monotonic time of the input that is being handled.
+    pub(crate) now_us: u64,
     /// The second of the last look at memory to give back.
     pub(crate) trimmed_s: u32,
     open: usize,
@@ -172,6 +179,8 @@ impl Shard {
             users: Users::with_capacity(config.connections_hint),
             absent: Absent::new(config.limits.absent_max),
             admission: Admission::new(&config),
+            limiter: Limiter::new(&config),
+            policy: None,
             logins: FxHashMap::default(),
             lane: Lane::new(Seq(floor)),
             seq: SeqClock::new(floor),
@@ -201,10 +210,23 @@ impl Shard {
             local: VecDeque::new(),
             due: Vec::new(),
             timed_us: 0,
+            now_us: 0,
             trimmed_s: 0,
             open: 0,
             sessions: 0,
             config,
+        }
+    }
+
+    /// From now on this decides who may write to whom.
+    pub fn set_policy(&mut self, policy: Box<dyn Policy>) {
+        self.policy = Some(policy);
+    }
+
+    pub(crate) fn denial(&mut self, from: UserId, to: UserId) -> Option<Denial> {
+        match self.policy.as_mut()?.may_message(from, to) {
+            Verdict::Allow => None,
+            Verdict::Deny(denial) => Some(denial),
         }
     }
 
@@ -214,6 +236,7 @@ impl Shard {
         // A driver hands in many inputs of one moment: time is looked after at the first of them,
         // and wherever the input asks for it.
         let mut timely = self.timed_us != now.mono_us;
+        self.now_us = now.mono_us;
         // The wheel's clock moves first, so that a deadline set now is not cut short by it; what
         // came due is looked at after the input, which may be the sign of life waited for.
         self.wheel.advance(now.mono_s(), &mut self.due);
@@ -374,6 +397,7 @@ impl Shard {
     fn on_opened(&mut self, id: ConnId, cx: &mut Turn<'_>) {
         self.counters.bump(Counter::Opened);
         self.occupy(id, Phase::Greeting, cx);
+        self.conns[id.index as usize].notes.limited = self.limiter.knows_source(id.index);
         let deadline_s = cx.now.mono_s() + self.config.limits.handshake_ms.div_ceil(1_000);
         self.wheel.set(id.index, deadline_s);
     }
@@ -403,6 +427,7 @@ impl Shard {
             Some(Phase::Loading | Phase::Open) => {
                 self.unlink(id.index);
                 self.remember(id.index);
+                self.keep_debts(id.index);
             }
             Some(Phase::Free | Phase::Greeting | Phase::Moving) => {}
         }
@@ -410,6 +435,7 @@ impl Shard {
         // The generation stays with the slot until it is used again.
         self.conns[id.index as usize].generation = conn.generation;
         self.wheel.cancel(id.index);
+        self.limiter.release(id.index);
         self.open -= 1;
         let Some(mut traffic) = conn.traffic else {
             return Vec::new();
@@ -447,12 +473,13 @@ impl Shard {
             return;
         };
         conn.active_s = now_s;
-        let phase = conn.phase;
+        let (phase, limited) = (conn.phase, conn.notes.limited);
         self.counters.bump(Counter::FramesIn);
         self.counters
             .add(Counter::BytesIn, frame.bytes().len() as u64);
         match phase {
             Phase::Greeting => self.on_greeting_frame(id, frame, cx),
+            Phase::Open if limited && !self.admit_frame(id, frame, cx) => {}
             Phase::Open => self.on_open_frame(id, frame, cx),
             // The driver asks `wants_input` first.
             Phase::Free | Phase::Authenticating | Phase::Moving | Phase::Loading => {}

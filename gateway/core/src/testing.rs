@@ -27,7 +27,7 @@ pub use client::{Client, Got, Outgoing};
 pub use store::{CmdKind, ModelStore};
 
 use crate::{
-    AuthError, Credentials, Effect, Effects, Grant, Input, Limits, Now, Session, Shard,
+    AuthError, Credentials, Effect, Effects, Grant, Input, Limits, Now, Policy, Session, Shard,
     ShardConfig, ShardId, ShardMessage, conn::ConnId, feed, store::StoreRequest,
 };
 use portico_wire::{
@@ -39,6 +39,7 @@ use std::{
     collections::{BTreeMap, VecDeque},
     hash::{Hash, Hasher},
     mem,
+    net::IpAddr,
 };
 
 /// Where a world's wall clock starts: some day in 2026.
@@ -107,6 +108,8 @@ pub struct World {
     pub failing_moves: usize,
     /// What the authenticator says to everybody, if it does not look at tokens.
     pub auth_outage: Option<AuthError>,
+    /// Where clients come from that connect from now on; none: nobody knows.
+    pub source: Option<IpAddr>,
     now: Now,
     encoder: Encoder,
     fx: Effects,
@@ -132,6 +135,7 @@ impl World {
             moves: VecDeque::new(),
             failing_moves: 0,
             auth_outage: None,
+            source: None,
             now: Now {
                 mono_us: 1_000_000,
                 wall_us: START_US,
@@ -634,6 +638,22 @@ impl World {
     #[must_use]
     pub fn is_drained(&self) -> bool {
         self.nodes.iter().all(|node| node.shard.is_drained())
+    }
+
+    /// Gives each shard the rules that this makes.
+    pub fn set_policy(&mut self, make: &dyn Fn() -> Box<dyn Policy>) {
+        for node in &mut self.nodes {
+            node.shard.set_policy(make());
+        }
+    }
+
+    /// Connections that count for a source, because they have not logged in.
+    #[must_use]
+    pub fn residue_of_sources(&self) -> usize {
+        self.nodes
+            .iter()
+            .map(|node| node.shard.limiter.waiting())
+            .sum()
     }
 
     /// Checks what must hold between any two inputs.

@@ -96,6 +96,11 @@ knobs! {
     "server.node", Name(server.node), NO_BOUNDS,
     "Name of this gateway in WELCOME and in logs, for support. Empty is the name of the host.";
 
+    "server.proxy_from", Networks(server.proxy_from), NO_BOUNDS,
+    "Balancers: connections from these networks begin with a PROXY header of version 2, and count as \
+     coming from where it says. One without it is closed with 4012. From other networks the header is \
+     a frame that is too long.";
+
     "session.handshake_ms", U32(limits.handshake_ms), bounds(100, 600_000, "ms"),
     "From accept to WELCOME. Connections that say nothing are closed with 4014 after it.";
     "session.user_timeout_ms", U32(session.user_timeout_ms), bounds(0, 3_600_000, "ms"),
@@ -216,6 +221,50 @@ knobs! {
     "limits.unsaved_max", Usize(limits.unsaved_max), bounds(16, 1 << 24, "watermarks"),
     "Watermarks of one shard that may wait to be written; past it a READ is refused with \
      OVERLOADED.";
+
+    "rates.exempt", Networks(limits.rates.exempt), NO_BOUNDS,
+    "Connections from these networks have none of the limits in this section. Loopback by default: \
+     what runs on this machine is trusted, and so is whoever comes through a proxy on it. With such \
+     a proxy in front of clients empty it, or the limits hold for nobody.";
+    "rates.frames_per_s", U32(limits.rates.frames.per_s), bounds(0, 1_000_000, "frames/s"),
+    "Frames of one connection after its login. What exceeds gets RATE_LIMITED and the time of its own \
+     place in line. 0 is no bound, here and in the rest of this section.";
+    "rates.frames_burst", U32(limits.rates.frames.burst), bounds(1, 1_000_000, "frames"),
+    "Frames that may come at once after a pause.";
+    "rates.bytes_per_s", U32(limits.rates.bytes.per_s), bounds(0, 1 << 30, "bytes/s"),
+    "Bytes of those frames.";
+    "rates.bytes_burst", U32(limits.rates.bytes.burst), bounds(1, 1 << 30, "bytes"),
+    "Bytes that may come at once after a pause. A frame that is larger takes all of it.";
+    "rates.messages_per_s", U32(limits.rates.messages.per_s), bounds(0, 1_000_000, "messages/s"),
+    "Messages that one device sends. What it owes when it leaves, its user's next connection owes.";
+    "rates.messages_burst", U32(limits.rates.messages.burst), bounds(1, 1_000_000, "messages"),
+    "Messages that may come at once after a pause.";
+    "rates.user_logins_per_s", U32(limits.rates.user_logins.per_s), bounds(0, 1_000_000, "logins/s"),
+    "Logins of one user with a valid token, all devices together; more are closed with 4007.";
+    "rates.user_logins_burst", U32(limits.rates.user_logins.burst), bounds(1, 1_000_000, "logins"),
+    "Logins of a user that may come at once after a pause.";
+    "rates.source_opens_per_s", U32(limits.rates.source_opens.per_s), bounds(0, 1_000_000, "connections/s"),
+    "Connections that one source opens: an IPv4 address, or a /64 of IPv6. More are closed at once \
+     and without a word. The defaults leave room for thousands of phones behind one address. The \
+     shards share it evenly, and take 8 at once at least.";
+    "rates.source_opens_burst", U32(limits.rates.source_opens.burst), bounds(1, 1_000_000, "connections"),
+    "Connections that a source may open at once after a pause.";
+    "rates.source_greeting_max", U32(limits.rates.source_greeting_max), bounds(0, 1 << 24, "connections"),
+    "Connections of one source that have not logged in, at a time; more are closed at once. The \
+     shards share it evenly.";
+    "rates.source_logins_per_s", U32(limits.rates.source_logins.per_s), bounds(0, 1_000_000, "logins/s"),
+    "HELLOs of one source, whatever comes of them; more are closed with 4007. The shards share it \
+     evenly.";
+    "rates.source_logins_burst", U32(limits.rates.source_logins.burst), bounds(1, 1_000_000, "logins"),
+    "HELLOs of a source that may come at once after a pause.";
+    "rates.refusals_max", U16(limits.rates.refusals_max), bounds(0, 65_535, "refusals"),
+    "A connection that is refused more often than this within refusals_window_s is closed with 4007. \
+     A client that heeds what it is told stays below 700 with the other defaults. 0 is never.";
+    "rates.refusals_window_s", U16(limits.rates.refusals_window_s), bounds(1, 3_600, "s"),
+    "The time in which they are counted, and for which who was closed is told to stay away.";
+    "rates.table_max", Usize(limits.rates.table_max), bounds(8, 1 << 24, "entries"),
+    "Sources that one shard knows at a time, and as many users. Fixed memory, 40 bytes for each. In a \
+     full set of 8 the one that has used up least is forgotten.";
 
     "store.retention_days", U32(store.retention_days), bounds(1, 36_500, "days"),
     "Messages are kept this long, then dropped by whole months. A device that was away longer is \

@@ -145,7 +145,7 @@ fn every_setting_can_be_set_by_file_and_by_environment() {
         let value = (knob.slot)(&mut Settings::default()).show();
         let text = format!("[{}]\n{} = {value}", knob.section(), knob.name());
         assert!(file(text.clone().leak()).is_ok(), "{text}");
-        let plain = value.trim_matches(['"', '[', ']']).to_owned();
+        let plain = value.trim_matches(['"', '[', ']']).replace("\", \"", ",");
         let given = Given {
             env: vec![(knob.variable().leak(), plain.leak())],
             ..Given::default()
@@ -221,6 +221,20 @@ fn every_limit_of_the_core_can_be_set() {
         sign_ins_max: _,
         login_reads_max: _,
         absent_max: _,
+        rates:
+            portico_gateway::Rates {
+                exempt: _,
+                frames: _,
+                bytes: _,
+                messages: _,
+                user_logins: _,
+                source_opens: _,
+                source_greeting_max: _,
+                source_logins: _,
+                refusals_max: _,
+                refusals_window_s: _,
+                table_max: _,
+            },
     } = Limits::default();
     let of_core = |knob: &&knobs::Knob| {
         let driver = ["limits.connections_max", "limits.unread_bytes_max"];
@@ -228,6 +242,8 @@ fn every_limit_of_the_core_can_be_set() {
             || (knob.section() == "limits" && !driver.contains(&knob.key))
     };
     assert_eq!(KNOBS.iter().filter(of_core).count(), 23);
+    let rates = KNOBS.iter().filter(|knob| knob.section() == "rates");
+    assert_eq!(rates.count(), 5 + 6 * 2, "six have a burst");
 }
 
 #[test]

@@ -1,7 +1,7 @@
 //! Values as they are written: parsing, what is allowed, and printing back.
 
 use super::{BackendKind, LogFormat, LogLevel};
-use portico_gateway::TlsOptions;
+use portico_gateway::{Network, TlsOptions};
 use std::{
     net::{IpAddr, SocketAddr},
     path::PathBuf,
@@ -29,6 +29,7 @@ pub(super) enum Slot<'a> {
     /// A number, or `auto`.
     Count(&'a mut Option<u16>),
     Cpus(&'a mut Vec<u16>),
+    Networks(&'a mut Vec<Network>),
     Switch(&'a mut bool),
     Level(&'a mut LogLevel),
     Format(&'a mut LogFormat),
@@ -109,6 +110,12 @@ impl Slot<'_> {
             Self::Level(slot) => put(slot, choice(given, &LEVELS)),
             Self::Format(slot) => put(slot, choice(given, &FORMATS)),
             Self::Cpus(slot) => put(slot, given.text().and_then(cpu_list)),
+            Self::Networks(slot) => put(
+                slot,
+                given
+                    .list()
+                    .and_then(|all| all.into_iter().map(|text| text.parse().ok()).collect()),
+            ),
             Self::Switch(slot) => put(slot, given.switch()),
         }
     }
@@ -136,6 +143,11 @@ impl Slot<'_> {
             Self::MaybePath(_) => "a path, or nothing".to_owned(),
             Self::Switch(_) => "true or false".to_owned(),
             Self::Paths(_) => "a list of paths (in the environment separated by commas)".to_owned(),
+            Self::Networks(_) => {
+                "a list of networks, such as 10.0.0.0/8 or 2001:db8::/32 (in the environment \
+                 separated by commas)"
+                    .to_owned()
+            }
             Self::Name(_) => format!("at most {NAME_BYTES_MAX} printable ASCII characters"),
             Self::Backend(_) => names(&BACKENDS),
             Self::Level(_) => names(&LEVELS),
@@ -172,6 +184,10 @@ impl Slot<'_> {
                     .iter()
                     .map(|path| quoted(&path.display().to_string()))
                     .collect();
+                format!("[{}]", all.join(", "))
+            }
+            Self::Networks(value) => {
+                let all: Vec<_> = value.iter().map(|net| quoted(&net.to_string())).collect();
                 format!("[{}]", all.join(", "))
             }
             Self::Name(value) => quoted(value),

@@ -6,6 +6,9 @@
 //! some slots kept for connections that other shards hand over, none does, and clients wait in the
 //! backlog.
 //!
+//! A multishot ACCEPT does not say where connections come from. Where that matters, because sources have
+//! limits and not every one that can get here is exempt, single ones run all the time.
+//!
 //! A direct descriptor cannot be given to setsockopt: what accepted sockets need is set on the
 //! listener and inherited.
 //!
@@ -15,14 +18,14 @@
 use super::{
     Driver,
     counters::Tally,
-    ring::{AcceptMode, Door, Errno, Op, Slot},
+    ring::{AcceptMode, Door, Errno, Slot},
     socket::State,
 };
-use portico_core::Input;
+use portico_core::{Input, Rates};
 use socket2::{Domain, Protocol, Socket, Type};
 use std::{
     io,
-    net::{SocketAddr, TcpListener},
+    net::{IpAddr, SocketAddr, TcpListener},
     os::fd::AsFd,
     time::Duration,
 };
@@ -31,6 +34,8 @@ use std::{
 pub const BACKLOG: u32 = 4_096;
 /// Single ACCEPTs that run at a time.
 const SINGLES_MAX: u32 = 16;
+/// The same where only single ones tell where a connection comes from.
+const NAMED_MAX: u32 = 64;
 /// Bounds what a stopped reader holds in the kernel: bytes received and not read.
 const RECEIVE_BUFFER_BYTES: usize = 32 << 10;
 /// And bytes sent that the network has not taken.
@@ -96,6 +101,8 @@ struct Entry {
     failed: bool,
     /// Those who came in last have to be served first.
     held: bool,
+    /// Sources have to be known.
+    named: bool,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -115,13 +122,20 @@ enum Plan {
 
 impl Acceptor {
     pub(super) fn new(
-        plain: TcpListener,
-        tls: Option<TcpListener>,
+        (plain, tls): (TcpListener, Option<TcpListener>),
         slots: u32,
         shards: usize,
+        rates: &Rates,
+        proxied: bool,
     ) -> Self {
+        // From nowhere else than this machine can anybody reach a listener on loopback.
+        let is_exempt = |listener: &TcpListener| {
+            let address = listener.local_addr();
+            address.is_ok_and(|at| at.ip().is_loopback() && rates.is_exempt(at.ip()))
+        };
         let entry = |(door, listener)| Entry {
             door,
+            named: proxied || !is_exempt(&listener),
             listener: Some(listener),
             multishot: Multishot::Off,
             singles: 0,
@@ -174,15 +188,17 @@ impl Acceptor {
             Multishot::Running => BACKLOG + SINGLES_MAX,
             Multishot::Off | Multishot::Cancelled => 2 * BACKLOG,
         };
-        if room >= needed * doors {
+        let named = self.entries[at].named;
+        if room >= needed * doors && !named {
             return Plan::Multishot;
         }
+        let most = if named { NAMED_MAX } else { SINGLES_MAX };
         let others = self.entries.iter().enumerate();
         let others = others.filter(|(other, _)| *other != at);
         let taken: u32 = others.map(|(_, entry)| entry.singles).sum();
         // The first door has the odd one.
         let share = (room + doors - 1 - at as u32) / doors;
-        Plan::Singles(share.min(room.saturating_sub(taken)).min(SINGLES_MAX))
+        Plan::Singles(share.min(room.saturating_sub(taken)).min(most))
     }
 }
 
@@ -213,8 +229,7 @@ impl Driver {
                 }
                 (Plan::Singles(_), Multishot::Running) => {
                     entry.multishot = Multishot::Cancelled;
-                    self.ring
-                        .cancel(Op::Accept, AcceptMode::Multishot.key(door));
+                    self.ring.cancel_accepts(AcceptMode::Multishot, door);
                 }
                 (Plan::Singles(count), Multishot::Off) => {
                     while entry.singles < count {
@@ -234,9 +249,9 @@ impl Driver {
 
     pub(super) fn on_accepted(
         &mut self,
-        mode: AcceptMode,
-        door: Door,
+        (mode, door): (AcceptMode, Door),
         result: Result<Slot, Errno>,
+        from: Option<IpAddr>,
         last: bool,
     ) {
         let Some(entry) = self.acceptor.entry(door) else {
@@ -251,8 +266,8 @@ impl Driver {
             Ok(slot) => {
                 self.tallies.bump(Tally::Accepted);
                 match door {
-                    Door::Plain => self.greet(slot),
-                    Door::Tls => self.begin_handshake(slot),
+                    Door::Plain => self.greet(slot, from),
+                    Door::Tls => self.begin_handshake(slot, from),
                 }
             }
             Err(Errno::CANCELED) => {}
@@ -263,8 +278,21 @@ impl Driver {
         }
     }
 
-    fn greet(&mut self, slot: Slot) {
+    /// May a connection from here be served? One of a balancer has yet to say where it comes from.
+    pub(super) fn admits(&mut self, index: u32, from: Option<IpAddr>) -> bool {
+        let conn = self.sockets.conn(index);
+        let admitted = from.is_none_or(|from| {
+            self.proxies.expect(index, from) || self.core.admit_source(self.now, conn, from)
+        });
+        self.tallies.add(Tally::AcceptRefused, u64::from(!admitted));
+        admitted
+    }
+
+    fn greet(&mut self, slot: Slot, from: Option<IpAddr>) {
         let index = self.sockets.occupy(slot, State::Greeting);
+        if !self.admits(index, from) {
+            return self.begin_close(index);
+        }
         let conn = self.sockets.conn(index);
         self.core
             .handle(self.now, Input::Opened { conn }, &mut self.fx);
@@ -276,7 +304,7 @@ impl Driver {
         for entry in &mut self.acceptor.entries {
             entry.listener = None;
             for mode in [AcceptMode::Multishot, AcceptMode::Once] {
-                self.ring.cancel_each(Op::Accept, mode.key(entry.door));
+                self.ring.cancel_accepts(mode, entry.door);
             }
         }
     }
@@ -336,7 +364,20 @@ mod tests {
 
     fn acceptor(slots: u32, shards: usize, tls: bool) -> Acceptor {
         let listener = || TcpListener::bind("127.0.0.1:0").unwrap();
-        Acceptor::new(listener(), tls.then(listener), slots, shards)
+        let listeners = (listener(), tls.then(listener));
+        Acceptor::new(listeners, slots, shards, &Rates::default(), false)
+    }
+
+    #[test]
+    fn where_sources_count_each_connection_is_accepted_by_itself() {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let rates = Rates {
+            exempt: Vec::new(),
+            ..Rates::default()
+        };
+        let named = Acceptor::new((listener, None), 20_000, 1, &rates, false);
+        assert_eq!(named.plan(0, 0), Plan::Singles(NAMED_MAX));
+        assert_eq!(named.plan(0, 19_990), Plan::Singles(10));
     }
 
     #[test]

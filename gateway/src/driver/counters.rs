@@ -32,6 +32,10 @@ table! {
     Tally:
     Accepted, "portico_sockets_accepted_total", "", "Sockets taken from the listener.";
     AcceptFailed, "portico_accept_errors_total", "", "Failed accepts; tried again at the next tick.";
+    AcceptRefused, "portico_accept_refused_total", "", "Connections closed at once because their source had too many, or opened them too fast.";
+    ProxyHeaders, "portico_proxy_headers_total", "result=\"taken\"", "Connections of balancers, by what they said first.";
+    ProxyText, "portico_proxy_headers_total", "result=\"version_1\"", "Connections of balancers, by what they said first.";
+    ProxyFaults, "portico_proxy_headers_total", "result=\"invalid\"", "Connections of balancers, by what they said first.";
     AcceptPaused, "portico_accept_paused_total", "", "Times accepting stopped because the table of descriptors was nearly full.";
     Adopted, "portico_sockets_adopted_total", "", "Sockets taken over from other shards.";
     HandedOver, "portico_sockets_handed_over_total", "result=\"moved\"", "Sockets given to other shards.";

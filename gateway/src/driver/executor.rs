@@ -16,6 +16,7 @@ use super::{
     handover::Moves,
     mailbox::Mail,
     mesh::{Mesh, Outbox},
+    proxy::Proxies,
     ring::{Ring, RingError, RingSizes},
     socket::Sockets,
     storage::Storage,
@@ -24,7 +25,7 @@ use super::{
 use crate::{auth::Authenticator, tls_options::TlsOptions};
 use glommio::{LocalExecutorBuilder, Placement};
 use portico_backend::{Backend, messages::Messages};
-use portico_core::{Effects, Shard, ShardConfig, ShardId};
+use portico_core::{Effects, Network, Policy, Shard, ShardConfig, ShardId};
 use std::{
     collections::VecDeque,
     io,
@@ -59,6 +60,10 @@ pub(crate) struct ShardPlan {
     pub(crate) published: Arc<Published>,
     pub(crate) backend: Arc<dyn Backend<Messages>>,
     pub(crate) authenticator: Arc<dyn Authenticator>,
+    /// Those who say where clients come from.
+    pub(crate) proxy_from: Vec<Network>,
+    /// None: everybody may write to everybody.
+    pub(crate) policy: Option<Box<dyn Policy>>,
 }
 
 impl std::fmt::Debug for ShardPlan {
@@ -237,6 +242,14 @@ impl Driver {
         let id = plan.core.shard;
         let ring = Ring::new(&plan.sizes, plan.slots)?;
         plan.mesh.set_ring(id, ring.handle()?);
+        let proxies = Proxies::new(plan.proxy_from);
+        let mut core = Shard::new(ShardConfig {
+            connections_hint: plan.slots as usize,
+            ..plan.core.clone()
+        });
+        if let Some(policy) = plan.policy {
+            core.set_policy(policy);
+        }
         let (tls_listener, tls_options) = plan.tls.unzip();
         Ok(Self {
             id,
@@ -246,9 +259,16 @@ impl Driver {
             ring,
             mail: Mail::new(plan.mesh.shards()),
             outbox: Outbox::new(plan.mesh.clone(), id),
-            acceptor: Acceptor::new(plan.listener, tls_listener, plan.slots, plan.mesh.shards()),
+            acceptor: Acceptor::new(
+                (plan.listener, tls_listener),
+                plan.slots,
+                plan.mesh.shards(),
+                &plan.core.limits.rates,
+                proxies.has_balancers(),
+            ),
             tls: Links::new(tls_options),
             sockets: Sockets::with_capacity(plan.slots as usize),
+            proxies,
             moves: Moves::default(),
             unread: Unread::new(plan.unread_bytes_max),
             storage: Storage::new(plan.backend, plan.mesh.clone(), id),
@@ -263,10 +283,7 @@ impl Driver {
             due_us: 0,
             draining: false,
             stopped: false,
-            core: Shard::new(ShardConfig {
-                connections_hint: plan.slots as usize,
-                ..plan.core
-            }),
+            core,
             mesh: plan.mesh,
         })
     }

@@ -32,6 +32,7 @@ pub mod footprint;
 mod handover;
 mod mailbox;
 mod mesh;
+mod proxy;
 mod ring;
 mod send;
 mod socket;
@@ -57,6 +58,7 @@ use mesh::{Letter, Outbox};
 use portico_core::{
     ConnId, Credentials, Effect, Effects, Input, Now, Shard, ShardId, store::StoreToken,
 };
+use proxy::Proxies;
 use ring::{Completion, Ring};
 use socket::{Sockets, State};
 use std::{collections::VecDeque, mem, sync::Arc};
@@ -94,6 +96,7 @@ struct Driver {
     outbox: Outbox,
     acceptor: Acceptor,
     sockets: Sockets,
+    proxies: Proxies,
     tls: Links,
     moves: Moves,
     unread: Unread,
@@ -265,8 +268,9 @@ impl Driver {
                 mode,
                 door,
                 result,
+                from,
                 last,
-            } => self.on_accepted(mode, door, result, last),
+            } => self.on_accepted((mode, door), result, from, last),
             Completion::HandedOver { key, result } => self.on_handed_over(key, result),
             Completion::Closed { key } => self.on_closed(key),
             Completion::Rung { last } => {
@@ -472,6 +476,7 @@ impl Driver {
         self.sign_ins.waiting.shrink_to(LISTED_MAX);
         self.sockets.trim();
         self.moves.trim();
+        self.proxies.trim();
         self.tls.trim();
         self.ring.trim(LISTED_MAX);
     }

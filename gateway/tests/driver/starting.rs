@@ -135,3 +135,13 @@ fn the_example_with_its_own_backend_runs() {
     let _turn = together();
     custom_backend::main().unwrap();
 }
+
+#[path = "../../examples/policy.rs"]
+mod policy;
+
+/// Rules of an embedding program: who may write to whom.
+#[test]
+fn a_gateway_with_a_policy_of_its_own_serves() {
+    let _turn = together();
+    policy::main().unwrap();
+}

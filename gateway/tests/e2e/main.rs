@@ -20,6 +20,7 @@ mod durability;
 mod first_steps;
 mod harness;
 mod hostile;
+mod limits;
 mod quiet;
 mod receipts;
 mod shards;

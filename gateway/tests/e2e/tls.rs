@@ -5,6 +5,7 @@
 //!
 //! Clients are rustls with its buffered API, and `openssl s_client` where it is installed.
 
+mod balancer;
 mod client;
 mod clients;
 mod cost;

@@ -7,8 +7,8 @@
 
 use super::START_US;
 use crate::{
-    ConnId, Counter, Effect, Effects, Grant, Input, Limits, Now, Shard, ShardConfig, ShardId,
-    ShardMessage, feed,
+    ConnId, Counter, Effect, Effects, Grant, Input, Limits, Now, Rates, Shard, ShardConfig,
+    ShardId, ShardMessage, feed,
     store::{StoreCmd, StoreReply, StoreRequest},
     timer::Wheel,
     user_home,
@@ -18,6 +18,7 @@ use portico_wire::{
     ids::{DeviceId, Seq, UserId},
     message::Hello,
 };
+use std::net::IpAddr;
 
 /// A connection, and the shard it is on.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -35,6 +36,7 @@ pub struct Bare {
     seats: Vec<Seat>,
     newest: Vec<Seq>,
     encoder: Encoder,
+    source: Option<IpAddr>,
 }
 
 #[derive(Debug)]
@@ -53,8 +55,16 @@ impl Bare {
     /// So many shards, with room for so many connections each. Logins have no bound.
     #[must_use]
     pub fn new(shards: u16, connections_hint: usize) -> Self {
+        Self::with_rates(shards, connections_hint, None)
+    }
+
+    /// The same with clients that come from somewhere, so that these rates hold for them.
+    #[must_use]
+    pub fn with_rates(shards: u16, connections_hint: usize, rates: Option<Rates>) -> Self {
+        let source = rates.as_ref().map(|_| IpAddr::from([192, 0, 2, 1]));
         let limits = Limits {
             logins_per_s: 0,
+            rates: rates.unwrap_or_default(),
             ..Limits::default()
         };
         let node = |shard| Node {
@@ -78,6 +88,7 @@ impl Bare {
             seats: Vec::with_capacity(connections_hint),
             newest: Vec::with_capacity(connections_hint),
             encoder: Encoder::new(),
+            source,
         }
     }
 
@@ -115,6 +126,11 @@ impl Bare {
         node.users.push(user);
         self.seats.push(Seat { shard, conn });
         self.newest.push(Seq(0));
+        if let Some(source) = self.source {
+            let now = self.now;
+            let node = &mut self.nodes[usize::from(shard.0)];
+            assert!(node.shard.admit_source(now, conn, source), "it has room");
+        }
         self.handle(shard, Input::Opened { conn });
         let mut hello = Vec::new();
         self.encoder.hello(&mut hello, 1, &Hello::default());

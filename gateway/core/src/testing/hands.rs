@@ -12,11 +12,18 @@ use portico_wire::{
 use std::mem;
 
 impl World {
-    /// A new client, connected to a shard.
+    /// A new client, connected to a shard from nowhere in particular.
     pub fn connect(&mut self, shard: usize) -> usize {
         let at = self.clients.len();
         self.clients.push(Client::new());
         let conn = self.seat(shard, Some(at));
+        if let Some(source) = self.source {
+            let now = self.now;
+            if !self.nodes[shard].shard.admit_source(now, conn, source) {
+                self.leave(at);
+                return at;
+            }
+        }
         self.input(shard, Input::Opened { conn });
         at
     }

@@ -27,6 +27,16 @@ impl Shard {
         let bodies = self.outgoing.values().map(|open| open.body_bytes as usize);
         assert_eq!(self.outgoing_bytes, bodies.sum::<usize>());
         assert!(self.attempts.len() <= self.outgoing.len());
+        let limited = |conn: &&Conn| {
+            let greets = matches!(
+                conn.phase,
+                Phase::Greeting | Phase::Authenticating | Phase::Moving
+            );
+            greets && conn.notes.limited
+        };
+        // Those that arrive from another shard count there no more, and here not.
+        let greeting = self.conns.iter().filter(limited).count();
+        assert!(self.limiter.waiting() <= greeting);
         for (key, gate) in &self.gates {
             assert!(
                 gate.len() <= self.config.limits.gate_messages_max,

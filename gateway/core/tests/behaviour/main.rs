@@ -13,6 +13,7 @@ mod lane;
 mod login;
 mod overload;
 mod random;
+mod rates;
 mod receipts;
 mod reconnect;
 mod replay;

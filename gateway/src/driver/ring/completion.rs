@@ -4,7 +4,7 @@ use super::{
     request::{AcceptMode, Door},
     token::Key,
 };
-use std::fmt;
+use std::{fmt, net::IpAddr};
 
 /// A negative result of the kernel, as its positive number.
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -50,12 +50,21 @@ impl Events {
 #[must_use = "a buffer that is not given back is lost to the ring"]
 pub(crate) struct Lent {
     pub(super) buffer: u16,
+    /// Skipped at its start.
+    pub(super) from: u32,
     pub(super) len: u32,
 }
 
 impl Lent {
     pub(crate) const fn len(&self) -> usize {
         self.len as usize
+    }
+
+    /// Leaves out so many bytes at the start, or all of them.
+    pub(crate) fn skip(&mut self, bytes: usize) {
+        let skipped = bytes.min(self.len()) as u32;
+        self.from += skipped;
+        self.len -= skipped;
     }
 }
 
@@ -67,6 +76,8 @@ pub(crate) enum Completion {
         mode: AcceptMode,
         door: Door,
         result: Result<Slot, Errno>,
+        /// Of single ones.
+        from: Option<IpAddr>,
         last: bool,
     },
     Polled {

@@ -9,6 +9,8 @@
 //!   buffer again only when that value is given back.
 //! - *Send buffers*: [`Ring::send`] takes the buffer and keeps it, one per connection, until the
 //!   completion returns it. Nobody can change or free it meanwhile.
+//! - *Addresses* of those who connect ([`names`]): a box per ACCEPT in flight, which is neither freed
+//!   nor used again before its completion has been taken.
 //! - *Times* of timeouts: a box of the ring. The kernel copies them when the request is submitted.
 //!
 //! Everything else in a request is a number (a descriptor, a slot, a flag) that the kernel checks.
@@ -31,6 +33,7 @@
 #![allow(unsafe_code)]
 
 mod completion;
+mod names;
 mod park;
 mod probe;
 mod provided;
@@ -48,6 +51,7 @@ pub(crate) use request::{AcceptMode, Door, ReadMode};
 pub(crate) use token::{Key, Op};
 
 use io_uring::{EnterFlags, IoUring, cqueue, squeue, types};
+use names::Names;
 use provided::Provided;
 use rustc_hash::FxHashMap;
 use std::{
@@ -126,6 +130,7 @@ struct Memory {
     provided: Provided,
     /// By the index of the connection: those with a SEND in flight, which are few.
     sends: FxHashMap<u32, Vec<u8>>,
+    names: Names,
     times: Box<Times>,
 }
 
@@ -182,6 +187,7 @@ impl Ring {
             memory: ManuallyDrop::new(Memory {
                 provided,
                 sends: FxHashMap::default(),
+                names: Names::default(),
                 times: Box::default(),
             }),
             backlog: VecDeque::new(),

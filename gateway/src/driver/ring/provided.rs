@@ -64,20 +64,21 @@ impl Provided {
         let fits = buffer < self.count && len <= self.size();
         fits.then_some(Lent {
             buffer,
+            from: 0,
             len: len as u32,
         })
     }
 
     pub(super) fn bytes(&self, lent: &Lent) -> &[u8] {
-        let start = usize::from(lent.buffer) * self.size();
+        let start = usize::from(lent.buffer) * self.size() + lent.from as usize;
         // SAFETY: `Lent` is made by `lent` alone, which checked both numbers against this ring's
-        // sizes, and one is made per completion. From that completion until `give_back`, which
+        // sizes, and one is made per completion; `skip` moves its start within it. From that completion until `give_back`, which
         // consumes the value, the kernel does not write to the buffer.
         unsafe { std::slice::from_raw_parts(self.memory.start.as_ptr().add(start), lent.len()) }
     }
 
     pub(super) fn bytes_mut(&mut self, lent: &Lent) -> &mut [u8] {
-        let start = usize::from(lent.buffer) * self.size();
+        let start = usize::from(lent.buffer) * self.size() + lent.from as usize;
         // SAFETY: as in `bytes`; and `self` is borrowed for as long as the slice is, so that there is
         // no other slice of it.
         unsafe { std::slice::from_raw_parts_mut(self.memory.start.as_ptr().add(start), lent.len()) }

@@ -76,9 +76,15 @@ impl Ring {
             AcceptMode::Multishot => opcode::AcceptMulti::new(fd)
                 .allocate_file_index(true)
                 .build(),
-            AcceptMode::Once => opcode::Accept::new(fd, std::ptr::null_mut(), std::ptr::null_mut())
-                .file_index(Some(types::DestinationSlot::auto_target()))
-                .build(),
+            AcceptMode::Once => {
+                let (at, name) = self.memory.names.lend();
+                let (address, len) = (&raw mut name.address, &raw mut name.len);
+                let accept = opcode::Accept::new(fd, address.cast(), len)
+                    .file_index(Some(types::DestinationSlot::auto_target()))
+                    .build();
+                let key = mode.key(door).with_generation(at);
+                return self.push(Op::Accept, key, accept);
+            }
         };
         self.push(Op::Accept, mode.key(door), entry);
     }
@@ -174,11 +180,16 @@ impl Ring {
         self.push(Op::Ignore, Key::NONE, cancel);
     }
 
-    /// The same for all requests of this name.
-    pub(crate) fn cancel_each(&mut self, op: Op, key: Key) {
-        let named = types::CancelBuilder::user_data(pack(op, key)).all();
-        let cancel = opcode::AsyncCancel2::new(named).build();
-        self.push(Op::Ignore, Key::NONE, cancel);
+    /// The same for all single ACCEPTs, or for the multishot one.
+    pub(crate) fn cancel_accepts(&mut self, mode: AcceptMode, door: Door) {
+        match mode {
+            AcceptMode::Multishot => self.cancel(Op::Accept, mode.key(door)),
+            AcceptMode::Once => {
+                for at in 0..self.memory.names.count() {
+                    self.cancel(Op::Accept, mode.key(door).with_generation(at));
+                }
+            }
+        }
     }
 
     /// The regular tick: a multishot TIMEOUT, armed once. Another period than that of the armed one
@@ -270,6 +281,10 @@ impl Ring {
                     mode,
                     door,
                     result: result.map(|slot| Slot(slot as u32)),
+                    from: match mode {
+                        AcceptMode::Multishot => None,
+                        AcceptMode::Once => self.memory.names.take(key.generation),
+                    },
                     last,
                 }
             }

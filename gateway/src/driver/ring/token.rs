@@ -68,6 +68,11 @@ impl Key {
         Self { index, generation }
     }
 
+    /// For requests that are told apart by a number of 24 bits.
+    pub(crate) const fn with_generation(self, generation: u32) -> Self {
+        Self { generation, ..self }
+    }
+
     /// The generation after this one: 24 bits, and 0 is left out.
     pub(crate) const fn next_generation(generation: u32) -> u32 {
         generation % GENERATION_MASK + 1

@@ -161,6 +161,9 @@ impl Driver {
         let Some(index) = self.sockets.of_key(key) else {
             return self.tallies.bump(Tally::RingStale);
         };
+        // If it ended before the core knew it.
+        self.core.forget_source(self.sockets.conn(index));
+        self.proxies.forget(index);
         self.sockets.vacate(index);
     }
 }

@@ -112,19 +112,21 @@ impl Driver {
     }
 
     /// Takes the bytes of a buffer and gives it back.
-    fn take_buffer(&mut self, index: u32, lent: Lent, mode: Option<ReadMode>, more: bool) {
+    fn take_buffer(&mut self, index: u32, mut lent: Lent, mode: Option<ReadMode>, more: bool) {
         self.tallies.bump(Tally::Receives);
         let socket = self.sockets.get(index);
         let wanted = matches!(
             socket.state,
             State::Handshaking | State::Greeting | State::Open | State::Moving if !socket.ended
         );
+        let full = lent.len() == self.ring.buffer_bytes();
+        let wanted =
+            wanted && (!self.proxies.is_waiting(index) || self.take_header(index, &mut lent));
         if wanted && self.tls.is_some(index) {
             self.take_records(index, &lent);
         } else if wanted {
             self.take_bytes(index, &lent);
         }
-        let full = lent.len() == self.ring.buffer_bytes();
         self.ring.give_back(lent);
         let socket = self.sockets.get_mut(index);
         socket.readable |= full || more || socket.hung_up;

@@ -17,12 +17,15 @@ use crate::driver::{
 };
 use portico_core::Input;
 use portico_tls::{Alert, End, Failure, Opened};
-use std::mem;
+use std::{mem, net::IpAddr};
 
 impl Driver {
     /// A connection came in through the TLS door.
-    pub(in crate::driver) fn begin_handshake(&mut self, slot: Slot) {
+    pub(in crate::driver) fn begin_handshake(&mut self, slot: Slot, from: Option<IpAddr>) {
         let index = self.sockets.occupy(slot, State::Handshaking);
+        if !self.admits(index, from) {
+            return self.begin_close(index);
+        }
         let Some(options) = self.tls.options.as_ref().filter(|_| !self.draining) else {
             return self.begin_close(index);
         };
