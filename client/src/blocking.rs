@@ -22,6 +22,7 @@ use portico_wire::{
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use std::{
     collections::VecDeque,
+    fmt,
     io::{self, Read, Write},
     mem,
     net::{Shutdown, TcpStream, ToSocketAddrs},
@@ -67,10 +68,22 @@ struct State {
     session: Session,
     events: VecDeque<OwnedEvent>,
     auto_ack: bool,
+    source: Option<TokenSource>,
+    /// The source is to be asked.
+    token_wanted: bool,
     /// The owner wants another connection, now.
     reconnect: bool,
     closing: bool,
     ended: bool,
+}
+
+/// Makes access tokens.
+struct TokenSource(Box<dyn FnMut() -> Option<String> + Send>);
+
+impl fmt::Debug for TokenSource {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("TokenSource")
+    }
 }
 
 impl Client {
@@ -86,6 +99,8 @@ impl Client {
                 session,
                 events: VecDeque::new(),
                 auto_ack,
+                source: None,
+                token_wanted: false,
                 reconnect: false,
                 closing: false,
                 ended: false,
@@ -145,6 +160,18 @@ impl Client {
     /// See [`Session::set_token`].
     pub fn set_token(&self, token: impl Into<String>) {
         self.shared.lock().session.set_token(token);
+    }
+
+    /// See [`Session::renew`].
+    pub fn renew(&self, token: impl Into<String>) {
+        self.act(|session, now| session.renew(now, token));
+    }
+
+    /// From now on tokens come from here: before the one in use runs out, and when the server refuses
+    /// it as expired. Called on the thread of this client, which does nothing else meanwhile; `None`:
+    /// there is none, and none is asked for until the next of these moments.
+    pub fn refresh_with(&self, source: impl FnMut() -> Option<String> + Send + 'static) {
+        self.shared.lock().source = Some(TokenSource(Box::new(source)));
     }
 
     /// The owner knows that only its own network has changed: another connection is opened at once,
@@ -341,6 +368,7 @@ impl Worker {
                 session.on_timeout(now, on_event);
             }
         });
+        self.refresh(now);
         self.collect_output();
         if let Some(link) = &mut self.link
             && write(link).is_err()
@@ -405,14 +433,21 @@ impl Worker {
         } = self;
         let mut state = shared.lock();
         let State {
-            session, events, ..
+            session,
+            events,
+            token_wanted,
+            ..
         } = &mut *state;
         let before = events.len();
         call(session, &mut |event| {
             match event {
+                Event::TokenExpiring { .. } => *token_wanted = true,
                 Event::Closed {
-                    reconnect_after_ms, ..
+                    reconnect_after_ms,
+                    code,
+                    ..
                 } => {
+                    *token_wanted |= code == CloseCode::TOKEN_EXPIRED;
                     *connect_at_us = reconnect_after_ms.map(|ms| after_ms(now, ms));
                     *leave_at_us = None;
                 }
@@ -425,6 +460,25 @@ impl Worker {
         });
         if events.len() != before {
             shared.arrived.notify_all();
+        }
+    }
+
+    /// Asks the owner's source for a token, if it is time. The lock is free meanwhile.
+    fn refresh(&self, now: Now) {
+        let mut state = self.shared.lock();
+        if !mem::take(&mut state.token_wanted) {
+            return;
+        }
+        let Some(mut source) = state.source.take() else {
+            return;
+        };
+        drop(state);
+        let token = (source.0)();
+        let mut state = self.shared.lock();
+        // The owner may have given another source meanwhile.
+        state.source.get_or_insert(source);
+        if let Some(token) = token {
+            state.session.renew(now, token);
         }
     }
 

@@ -84,6 +84,15 @@ pub enum OwnedEvent {
         peer: UserId,
         up_to: ConvSeq,
     },
+    TokenExpiring {
+        in_s: u32,
+    },
+    Renewed {
+        ttl_s: u32,
+    },
+    RenewalRefused {
+        code: ErrorCode,
+    },
     Draining {
         leave_after_ms: u32,
     },
@@ -166,6 +175,9 @@ impl From<Event<'_>> for OwnedEvent {
                 at_s,
             },
             Event::ReadElsewhere { peer, up_to } => Self::ReadElsewhere { peer, up_to },
+            Event::TokenExpiring { in_s } => Self::TokenExpiring { in_s },
+            Event::Renewed { ttl_s } => Self::Renewed { ttl_s },
+            Event::RenewalRefused { code } => Self::RenewalRefused { code },
             Event::Draining { leave_after_ms } => Self::Draining { leave_after_ms },
             Event::Closed {
                 code,

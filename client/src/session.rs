@@ -24,6 +24,7 @@ mod event;
 mod inbox;
 mod incoming;
 mod random;
+mod renewal;
 mod requests;
 mod state;
 
@@ -42,6 +43,7 @@ use portico_wire::{
     message::{Close, Envelope, Hello},
 };
 use random::Random;
+use renewal::Renewal;
 use requests::{Requests, Window};
 use std::{fmt, mem, num::NonZeroU64, sync::Arc};
 
@@ -109,6 +111,8 @@ struct Rare {
     endpoint: Option<String>,
     /// The first part of a frame.
     input: Vec<u8>,
+    /// When the token of the connection runs out, where the owner wants to know.
+    renewal: Renewal,
 }
 
 /// Without the token: it must not reach a log.
@@ -192,6 +196,7 @@ impl Session {
         self.settled = false;
         self.draining = false;
         self.live_since_us = None;
+        self.set_renewal(Renewal::default());
         self.set_alarm(Alarm::Greeting, now.mono_us.saturating_add(GREETING_US));
         let rare = self.rare.as_deref();
         let hello = Hello {
@@ -437,7 +442,11 @@ impl Session {
         if !self.phase.is_welcome() {
             return Some(self.alarm_at_us);
         }
-        let others = [self.inbox.ack_at_us(), self.requests.next_timeout()];
+        let others = [
+            self.inbox.ack_at_us(),
+            self.requests.next_timeout(),
+            self.renewal().next_us(),
+        ];
         others.into_iter().flatten().chain([self.alarm_at_us]).min()
     }
 
@@ -453,7 +462,11 @@ impl Session {
         match self.alarm {
             Alarm::Ping => Some((at_us.saturating_sub(self.ping_slack_us()), at_us)),
             Alarm::Greeting | Alarm::Pong => {
-                let others = [self.inbox.ack_at_us(), self.requests.next_timeout()];
+                let others = [
+                    self.inbox.ack_at_us(),
+                    self.requests.next_timeout(),
+                    self.renewal().next_us(),
+                ];
                 let latest_us = at_us.saturating_add(HEARTBEAT_SLACK_US);
                 let latest_us = others.into_iter().flatten().fold(latest_us, u64::min);
                 Some((at_us, latest_us.max(at_us)))
@@ -482,6 +495,11 @@ impl Session {
                     self.give_up(now, CloseCode::IDLE_TIMEOUT, "no answer to PING", on_event);
                 }
             }
+        }
+        if self.phase.is_welcome() {
+            let mut renewal = self.renewal();
+            renewal.tell(now, on_event);
+            self.set_renewal(renewal);
         }
         self.flush(now, on_event);
     }
@@ -694,8 +712,10 @@ impl Session {
     }
 
     fn drop_rare_if_empty(&mut self) {
-        let is_empty =
-            |rare: &Rare| rare.token.is_empty() && rare.endpoint.is_none() && rare.input.is_empty();
+        let is_empty = |rare: &Rare| {
+            let texts = rare.token.is_empty() && rare.endpoint.is_none();
+            texts && rare.input.is_empty() && rare.renewal == Renewal::default()
+        };
         if self.rare.as_deref().is_some_and(is_empty) {
             self.rare = None;
         }

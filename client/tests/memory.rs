@@ -68,6 +68,7 @@ fn idle_session(settings: &Arc<Settings>, user: u64) -> Session {
 #[test]
 fn an_idle_connection_costs_little() {
     let settings = Arc::new(Settings {
+        tell_expiry: false,
         keep_token: false,
         ..Settings::default()
     });

@@ -31,6 +31,9 @@ pub(crate) enum Command {
     Serve(ServeArgs),
     /// Print an access token, signed with the key in the data directory.
     Token(TokenArgs),
+    /// End what a device, or all devices of a user, may do with the tokens they have.
+    #[command(subcommand)]
+    Device(DeviceCommand),
     /// Chat in the terminal.
     Chat(ChatArgs),
     /// Print the default configuration, or check a file.
@@ -182,6 +185,32 @@ pub(crate) struct TokenArgs {
     /// How long the token is good: a number and s, m, h or d
     #[arg(long, value_name = "T", default_value = "24h", value_parser = ttl)]
     pub(crate) ttl: Ttl,
+    /// Generation of the device, as `portico device revoke` said
+    #[arg(long, value_name = "G", default_value_t = 0)]
+    pub(crate) generation: u32,
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum DeviceCommand {
+    /// Raise a device's generation: its sessions end within a second, and no token from before is
+    /// accepted again. Works beside a running gateway, and on its data directory when none runs.
+    Revoke(RevokeArgs),
+}
+
+#[derive(Args, Debug)]
+pub(crate) struct RevokeArgs {
+    /// The user
+    #[arg(long, value_name = "U", value_parser = user)]
+    pub(crate) user: u64,
+    /// One device; without it, all of the user's
+    #[arg(long, value_name = "D", value_parser = clap::value_parser!(u16).range(1..))]
+    pub(crate) device: Option<u16>,
+    /// The gateway's admin port
+    #[arg(long, value_name = "ADDR", default_value = "127.0.0.1:7480")]
+    pub(crate) admin: std::net::SocketAddr,
+    /// Data directory of the gateway [default: ./portico-data]
+    #[arg(long, value_name = "DIR")]
+    pub(crate) data: Option<String>,
 }
 
 #[derive(Args, Debug)]

@@ -22,12 +22,13 @@ use crate::{
     },
     tls_options::TlsOptions,
 };
-use housekeeping::{Housekeeper, ask};
+use housekeeping::Housekeeper;
+pub(crate) use housekeeping::ask;
 use portico_backend::{
     Backend, Health, Stats,
     messages::{Cmd, Messages, Reply},
 };
-use portico_core::{Limits, Network, Policy, ShardConfig, ShardId};
+use portico_core::{Limits, Network, Policy, Revocation, ShardConfig, ShardId, user_home};
 use portico_wire::{ids::Seq, limits};
 use std::{
     fmt,
@@ -368,6 +369,14 @@ impl Gateway {
         }
     }
 
+    /// Changes what runs, from elsewhere; without effect once the gateway has ended.
+    #[must_use]
+    pub fn control(&self) -> Control {
+        Control {
+            mesh: self.mesh.clone(),
+        }
+    }
+
     /// Returns how many shards had to be told to stop.
     fn end_shards(&mut self) -> usize {
         let mut cut_off = 0;
@@ -388,6 +397,24 @@ impl Gateway {
 impl Drop for Gateway {
     fn drop(&mut self) {
         self.end_shards();
+    }
+}
+
+/// Gives orders to a gateway from any thread.
+#[derive(Clone, Debug)]
+pub struct Control {
+    mesh: Arc<Mesh>,
+}
+
+impl Control {
+    /// Ends the sessions that a revocation is about, with CLOSE 4021, in the next turn of their shard;
+    /// also those that were let in by the authenticator before and are still on their way there.
+    /// The authenticator has to know of it first.
+    pub fn revoke(&self, revocation: Revocation) {
+        // Fits: `SHARDS_MAX`.
+        let home = user_home(revocation.user, self.mesh.shards() as u16);
+        self.mesh
+            .order(usize::from(home.0), Order::Revoke(revocation));
     }
 }
 

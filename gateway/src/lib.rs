@@ -18,8 +18,9 @@ mod tls_files;
 mod tls_options;
 
 pub use auth::{
-    AUTH_KEY_FILE, Authenticator, JwtAuthenticator, JwtOptions, KeyError, RESUME_KEY_FILE,
-    ResumeKey, StaticAuthenticator, VerifyingKey,
+    AUTH_KEY_FILE, AdminKey, Authenticator, JwtAuthenticator, JwtOptions, KeyError, KeyKeeper,
+    KeyKind, KeyStats, RESUME_KEY_FILE, ResumeKey, Revocations, RevokeError, StaticAuthenticator,
+    VerifyingKey, is_key_url,
 };
 #[doc(hidden)]
 pub use driver::bench;
@@ -27,13 +28,13 @@ pub use driver::{
     Features, Metric, MetricKind, ProbeError, RingSizes, footprint, memlock_needed, probe_kernel,
 };
 pub use gateway::{
-    Gateway, GatewayOptions, Meter, MetricsSnapshot, SHARDS_MAX, StartError, StopError,
+    Control, Gateway, GatewayOptions, Meter, MetricsSnapshot, SHARDS_MAX, StartError, StopError,
     slots_per_shard,
 };
 pub use portico_backend as backend;
 pub use portico_core::{
     AuthError, BadNetwork, Credentials, Denial, Grant, Limits, Network, Policy, Rate, Rates,
-    Verdict,
+    Revocation, Verdict,
 };
 pub use portico_tls as tls;
 pub use portico_wire::ids::{DeviceId, UserId};

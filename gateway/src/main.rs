@@ -8,12 +8,15 @@ mod cli;
 mod config;
 mod limits;
 mod probe;
+mod revoke;
 mod serve;
 mod stored;
 mod telemetry;
 
 use clap::{Parser, error::ErrorKind};
-use cli::{Cli, Command, ConfigArgs, LimitsArgs, ServeArgs, StoreCommand, TokenArgs};
+use cli::{
+    Cli, Command, ConfigArgs, DeviceCommand, LimitsArgs, ServeArgs, StoreCommand, TokenArgs,
+};
 use config::{Config, ConfigError, Env, ProcessEnv, Sources};
 use portico_client::{
     chat::{self, ChatOptions},
@@ -80,6 +83,7 @@ fn main() -> ExitCode {
     let done = match cli.command.unwrap_or(Command::Serve(cli.serve)) {
         Command::Serve(args) => load(&args).and_then(|config| serve::serve(&config)),
         Command::Token(args) => token(&args),
+        Command::Device(DeviceCommand::Revoke(args)) => revoke::revoke(args),
         Command::Chat(args) => chat(args),
         Command::Config(args) => configuration(args),
         Command::Probe(args) => load(&args).and_then(|config| {
@@ -149,12 +153,17 @@ fn token(args: &TokenArgs) -> Result<(), Failure> {
             path.display()
         ))
     })?;
-    let now = SystemTime::now()
-        .duration_since(UNIX_EPOCH)
-        .map_err(|_| Failure::Runtime("the clock stands before 1970".to_owned()))?;
+    let now_unix_s = unix_s()?;
     let (user, device) = (UserId(args.user), DeviceId(args.device));
-    let token = key.token(user, device, 0, args.ttl.0, now.as_secs());
+    let token = key.token(user, device, args.generation, args.ttl.0, now_unix_s);
     answer(&format!("{token}\n"))
+}
+
+fn unix_s() -> Result<u64, Failure> {
+    SystemTime::now()
+        .duration_since(UNIX_EPOCH)
+        .map(|since| since.as_secs())
+        .map_err(|_| Failure::Runtime("the clock stands before 1970".to_owned()))
 }
 
 fn chat(args: cli::ChatArgs) -> Result<(), Failure> {

@@ -11,16 +11,17 @@
 mod greeting;
 mod store;
 mod tls;
+mod tokens;
 
 use crate::{
     Failure,
-    admin::{self, Readiness, StoreView, Subject, TlsView},
+    admin::{self, Readiness, StoreView, Subject, TlsView, Wish},
     config::Config,
     probe::{self, Machine},
     telemetry,
 };
 use portico_gateway::{
-    Gateway, GatewayOptions, JwtAuthenticator, Meter, Metric, TlsStatus, backend::Health,
+    Gateway, GatewayOptions, KeyStats, Meter, Metric, TlsStatus, backend::Health,
 };
 use signal_hook::{
     consts::{SIGHUP, SIGINT, SIGTERM},
@@ -62,18 +63,21 @@ pub(crate) fn serve(config: &Config) -> Result<(), Failure> {
             ),
         })
     })?;
-    let authenticator =
-        JwtAuthenticator::open(&config.server.data, &config.auth).map_err(Failure::runtime)?;
+    // The keys before the store: they are what a wrong start usually lacks.
+    let tokens = tokens::Tokens::open(config)?;
     let store = Store::open(config)?;
+    let tokens = tokens.with_revocations(config, &store)?;
     let tls = Tls::open(config)?;
     let mut signals = catch_signals(tls.is_some()).map_err(Failure::runtime)?;
     let mut options = options(config, &machine);
     options.tls = tls.as_ref().map(|tls| tls.options.clone());
-    let mut gateway = Gateway::start(options, store.messages(), Arc::new(authenticator))
+    let mut gateway = Gateway::start(options, store.messages(), tokens.authenticator())
         .map_err(Failure::runtime)?;
     let listen = gateway.local_addr();
+    let keeper = tokens.keep_keys()?;
     stage.open(Scene {
         meter: gateway.meter(),
+        desk: tokens.desk(&gateway),
         store: store.clone(),
         tls: tls.as_ref().map(Tls::status),
     });
@@ -97,6 +101,7 @@ pub(crate) fn serve(config: &Config) -> Result<(), Failure> {
     let flush = millis(config.drain.flush_ms);
     gateway.drain(millis(config.drain.spread_ms), deadline);
     gateway.stop(deadline + flush).map_err(Failure::runtime)?;
+    drop(keeper);
     store.close(Instant::now() + flush)?;
     tracing::info!(
         seconds = start.elapsed().as_secs_f64(),
@@ -192,6 +197,7 @@ struct Scene {
     meter: Meter,
     store: Store,
     tls: Option<Arc<TlsStatus>>,
+    desk: tokens::Desk,
 }
 
 impl Stage {
@@ -227,6 +233,17 @@ impl Subject for Stage {
             reloaded: status.reloaded(),
             failed: status.failed(),
         })
+    }
+
+    fn keys(&self) -> Option<KeyStats> {
+        Some(self.scene.get()?.desk.keys())
+    }
+
+    fn grant(&self, wish: &Wish<'_>) -> Result<String, admin::Denial> {
+        match self.scene.get() {
+            Some(scene) => scene.desk.grant(wish),
+            None => Err(admin::Denial::NotNow("the gateway is starting".to_owned())),
+        }
     }
 
     fn readiness(&self) -> Readiness {

@@ -275,6 +275,9 @@ fn hear(words: &mut Vec<Word>, told: Told<'_>) {
         } => Word::Closed(code, reconnect_after_ms),
         Told::Gap { .. } => Word::Broken("a gap, where nothing was old enough to be dropped"),
         Told::Undecodable { .. } => Word::Broken("a message whose body is no Envelope"),
+        Told::TokenExpiring { .. } | Told::Renewed { .. } | Told::RenewalRefused { .. } => {
+            Word::Broken("a token that runs out, where none does")
+        }
         Told::ProtocolFault(_) => Word::Broken("a fault of the protocol"),
     });
 }

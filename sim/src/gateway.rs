@@ -473,6 +473,7 @@ fn judge(credentials: &Credentials, key: u32) -> Result<Grant, AuthError> {
         resumed: resumed.is_some(),
         resume_token: format!("{key}/{user}:{device}").into_bytes(),
         resume_ttl_s: 3_600,
+        ..Grant::default()
     })
 }
 

@@ -6,7 +6,7 @@ use crate::{
     generated::fb,
     ids::{ConvSeq, Seq},
     limits::{DETAIL_BYTES_MAX, ENDPOINT_BYTES_MAX, ENDPOINTS_MAX},
-    message::{Close, Drain, Envelope, ErrorReply, Hello, ReceiptsGet, Welcome},
+    message::{Close, Drain, Envelope, ErrorReply, Hello, Reauth, ReceiptsGet, Welcome},
     op::Op,
 };
 use flatbuffers::{FlatBufferBuilder, WIPOffset};
@@ -298,6 +298,14 @@ impl Encoder {
                 },
             )
         })
+    }
+
+    pub fn reauth(&mut self, out: &mut Vec<u8>, corr: u32, reauth: &Reauth<'_>) {
+        let body = self.body(|b| {
+            let token = b.create_string(reauth.token);
+            fb::Reauth::create(b, &fb::ReauthArgs { token: Some(token) })
+        });
+        put_body(out, Op::Reauth as u8, Flags::NONE, corr, 0, body);
     }
 
     pub fn receipts_get(&mut self, out: &mut Vec<u8>, corr: u32, get: &ReceiptsGet) {

@@ -356,6 +356,29 @@ impl<'a> Envelope<'a> {
     }
 }
 
+/// A new access token for the connection it comes on.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub struct Reauth<'a> {
+    pub token: &'a str,
+}
+
+/// Without the token: credentials never reach a log.
+impl fmt::Debug for Reauth<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Reauth").finish_non_exhaustive()
+    }
+}
+
+impl<'a> Reauth<'a> {
+    pub fn decode(body: &'a [u8]) -> Result<Self, BodyError> {
+        let token = root::<fb::Reauth<'_>>(body, Scope::Server)?.token();
+        if token.len() > TOKEN_BYTES_MAX {
+            return Err(BodyError::TooLong);
+        }
+        Ok(Self { token })
+    }
+}
+
 /// Asks for the watermarks of conversations.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ReceiptsGet {

@@ -340,6 +340,13 @@ impl<W: Write> Chat<W> {
                     self.screen.mark(at_us, mark, &text)?;
                 }
             }
+            OwnedEvent::TokenExpiring { .. } => {
+                self.client.renew(mint(&self.key, &self.options));
+            }
+            OwnedEvent::RenewalRefused { code } => {
+                let text = format!("the gateway did not take a new token ({code})");
+                self.screen.notice(&text)?;
+            }
             OwnedEvent::Welcome { .. } => {
                 self.is_cut_off = false;
                 let (user, target) = (self.options.user, &self.options.target);
@@ -369,6 +376,7 @@ impl<W: Write> Chat<W> {
                     .notice(&format!("the server broke the protocol: {fault}"))?;
             }
             OwnedEvent::Receipt { .. }
+            | OwnedEvent::Renewed { .. }
             | OwnedEvent::ReadElsewhere { .. }
             | OwnedEvent::Duplicate { .. } => {}
         }

@@ -45,6 +45,9 @@ pub struct Settings {
     /// `false`: the access token is dropped at WELCOME, because it takes more memory than an idle
     /// session and is used once. The owner gives another when [`crate::Session::needs_token`].
     pub keep_token: bool,
+    /// `true`: [`crate::Event::TokenExpiring`] comes before the token runs out, for which the session
+    /// keeps some bytes more.
+    pub tell_expiry: bool,
     /// Messages whose ids are remembered, so that a repeated delivery is recognised.
     pub dedupe_max: usize,
     /// `true`: acknowledge when half of `receive_max` is used, and before the session closes, and
@@ -99,6 +102,7 @@ impl Default for Settings {
             outbox_max: Self::OUTBOX_MAX_DEFAULT,
             auto_ack: true,
             keep_token: true,
+            tell_expiry: true,
             dedupe_max: Self::DEDUPE_MAX_DEFAULT,
             lazy_ack: false,
         }
@@ -116,6 +120,7 @@ impl SessionConfig {
             keep_token,
             dedupe_max,
             lazy_ack: _,
+            tell_expiry: _,
         } = Settings::default();
         Self {
             user,
@@ -148,6 +153,7 @@ impl SessionConfig {
             keep_token: self.keep_token,
             dedupe_max: self.dedupe_max,
             lazy_ack: false,
+            tell_expiry: true,
         };
         (login, settings)
     }

@@ -101,6 +101,14 @@ pub enum Event<'a> {
     },
     /// Another own device has read this conversation: clear the badge.
     ReadElsewhere { peer: UserId, up_to: ConvSeq },
+    /// The session ends in so many seconds, when its token runs out: the owner gets another and gives it
+    /// to [`crate::Session::renew`]. Comes in good time, once for each token, and again when the server
+    /// puts off the new one.
+    TokenExpiring { in_s: u32 },
+    /// The server took a new token: the session lasts for so many seconds more, 0 = without an end.
+    Renewed { ttl_s: u32 },
+    /// The server did not take it. The session goes on until its former token runs out.
+    RenewalRefused { code: ErrorCode },
     /// The server will go away: connect anew after this time, before leaving this connection.
     Draining { leave_after_ms: u32 },
     /// The connection is over; comes exactly once for each.

@@ -5,6 +5,7 @@ use super::{
     config::Now,
     event::{Event, Phase, ProtocolFault},
     inbox::{Arrival, Key},
+    renewal::Renewal,
     requests::Window,
 };
 use portico_wire::{
@@ -50,6 +51,7 @@ impl Session {
                 let sent = self.requests.sent(corr, conv_seq, duplicate, on_event);
                 return sent.map_err(|_| ProtocolFault::Reply(frame.op()));
             }
+            Some(Op::Done) if self.renewal_done(now, corr, frame.aux(), on_event) => {}
             Some(Op::Done) => {
                 let done = self.requests.done(corr, on_event);
                 return done.map_err(|_| ProtocolFault::Reply(frame.op()));
@@ -120,6 +122,9 @@ impl Session {
             self.set_token("");
         }
         self.spread_ms = welcome.reconnect_spread_ms;
+        if self.settings.tell_expiry {
+            self.set_renewal(Renewal::lasts(now, welcome.auth_ttl_s));
+        }
         on_event(Event::Welcome {
             resumed: welcome.resumed,
             head: welcome.head_seq,
@@ -208,8 +213,11 @@ impl Session {
             self.set_server_clock(now, error.server_us);
         }
         let (corr, wish_ms) = (frame.corr(), error.retry_after_ms);
-        self.requests
-            .refused(now, corr, error.code, wish_ms, on_event);
+        let answer = (error.code, wish_ms);
+        if !self.renewal_refused(now, corr, answer, on_event) {
+            self.requests
+                .refused(now, corr, error.code, wish_ms, on_event);
+        }
     }
 
     fn on_synced(

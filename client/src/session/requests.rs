@@ -144,6 +144,11 @@ impl Requests {
         asks.extend(peers.iter().copied().take(room));
     }
 
+    /// The number of a request that the session itself keeps.
+    pub(crate) const fn corr(&mut self) -> u32 {
+        next_corr(&mut self.corr)
+    }
+
     /// Asks for a sign of life. Of two open PINGs only the later matters.
     pub(crate) fn ping(&mut self, out: &mut Vec<u8>, next_s: u32) {
         self.ping = next_corr(&mut self.corr);

@@ -8,6 +8,7 @@ mod ends;
 mod login;
 mod receipts;
 mod receiving;
+mod renewal;
 mod restart;
 mod sending;
 mod story;

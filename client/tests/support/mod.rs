@@ -163,6 +163,11 @@ impl Peer {
         self
     }
 
+    pub fn done_with(&mut self, corr: u32, count: u32) -> &mut Self {
+        put_done(&mut self.out, corr, count);
+        self
+    }
+
     pub fn pong(&mut self, corr: u32) -> &mut Self {
         put_pong(&mut self.out, corr);
         self

@@ -158,6 +158,8 @@ pub(crate) struct Conn {
     pub(crate) receive_max: u16,
     /// Requests without an answer; a RECEIPTS_GET counts once per conversation.
     pub(crate) requests: u16,
+    /// Second at which the token runs out; 0 = never.
+    pub(crate) expires_s: u32,
     /// The client promised a frame within this time.
     pub(crate) heartbeat_s: u16,
     pub(crate) malformed: Malformed,
@@ -169,7 +171,7 @@ pub(crate) struct Conn {
 }
 
 const _: () = assert!(
-    size_of::<Conn>() <= 96,
+    size_of::<Conn>() <= 104,
     "the slot of an idle connection is part of the memory budget"
 );
 
@@ -188,6 +190,7 @@ impl Conn {
             device: DeviceId(0),
             receive_max: 0,
             requests: 0,
+            expires_s: 0,
             heartbeat_s: 0,
             malformed: Malformed(0),
             phase: Phase::Free,

@@ -1,6 +1,6 @@
 //! What goes wrong, by who is at fault, and the one place that turns it into codes.
 
-use crate::{policy::Denial, store::StoreError};
+use crate::{metrics::Counter, policy::Denial, store::StoreError};
 use portico_wire::{CloseCode, ErrorCode};
 
 /// Why an authenticator refused a client.
@@ -9,6 +9,17 @@ pub enum AuthError {
     /// No token, a forged one, or one that means nothing here.
     #[error("the token is not valid")]
     Invalid,
+    /// Signed by a key that is not among those known now.
+    #[error("the token's key is not known")]
+    UnknownKey,
+    /// For another service, or by another issuer.
+    #[error("the token is for another audience, or of another issuer")]
+    WrongAudience,
+    /// Issued in the future, or not to be used yet.
+    #[error("the token is not valid yet")]
+    NotYetValid,
+    #[error("the token lives longer than is allowed")]
+    LivesTooLong,
     #[error("the token has expired")]
     Expired,
     /// The resume token is not valid and there was no access token beside it.
@@ -16,6 +27,9 @@ pub enum AuthError {
     ResumeRefused,
     #[error("the token is for another device")]
     WrongDevice,
+    /// For another user than the session's: REAUTH changes nobody's name.
+    #[error("the token is for another user")]
+    WrongUser,
     #[error("the device has been revoked")]
     Revoked,
     /// The authenticator itself cannot answer now.
@@ -27,7 +41,11 @@ impl AuthError {
     /// The text for people in CLOSE.
     pub(crate) const fn detail(self) -> &'static str {
         match self {
-            Self::Invalid => "the token is not valid",
+            // What exactly is wrong helps whoever tries tokens, and is counted instead.
+            Self::Invalid | Self::WrongAudience | Self::LivesTooLong => "the token is not valid",
+            Self::NotYetValid => "the token is not valid yet",
+            Self::UnknownKey => "the token's key is not known here: fetch a fresh token",
+            Self::WrongUser => "the token is for another user",
             Self::Expired => "the token has expired",
             Self::ResumeRefused => "the resume token is not valid",
             Self::WrongDevice => "the token is for another device",
@@ -38,11 +56,34 @@ impl AuthError {
 
     pub(crate) const fn close_code(self) -> CloseCode {
         match self {
-            Self::Invalid | Self::WrongDevice => CloseCode::AUTH_FAILED,
-            Self::Expired => CloseCode::TOKEN_EXPIRED,
+            Self::Invalid
+            | Self::WrongAudience
+            | Self::NotYetValid
+            | Self::LivesTooLong
+            | Self::WrongDevice
+            | Self::WrongUser => CloseCode::AUTH_FAILED,
+            // The key may have been changed since: a fresh token is signed with the present one.
+            Self::Expired | Self::UnknownKey => CloseCode::TOKEN_EXPIRED,
             Self::ResumeRefused => CloseCode::RESUME_REFUSED,
             Self::Revoked => CloseCode::DEVICE_REVOKED,
             Self::Unavailable => CloseCode::SERVER_ERROR,
+        }
+    }
+
+    /// What a refused login counts as.
+    pub(crate) const fn counter(self) -> Counter {
+        match self {
+            Self::Invalid => Counter::LoginInvalid,
+            Self::UnknownKey => Counter::LoginUnknownKey,
+            Self::WrongAudience => Counter::LoginWrongAudience,
+            Self::NotYetValid => Counter::LoginNotYetValid,
+            Self::LivesTooLong => Counter::LoginLivesTooLong,
+            Self::Expired => Counter::LoginExpired,
+            Self::ResumeRefused => Counter::LoginResumeRefused,
+            Self::WrongDevice => Counter::LoginWrongDevice,
+            Self::WrongUser => Counter::LoginWrongUser,
+            Self::Revoked => Counter::LoginRevoked,
+            Self::Unavailable => Counter::LoginUnavailable,
         }
     }
 }
@@ -62,8 +103,14 @@ pub(crate) enum Refusal {
     ClockAhead,
     MsgIdTooOld,
     TooManyRequests,
-    TooFast { retry_after_ms: u32 },
+    TooFast {
+        retry_after_ms: u32,
+    },
     Denied(Denial),
+    /// REAUTH beyond what the gateway takes of logins; comes back after so many milliseconds.
+    TooManyLogins(u32),
+    /// REAUTH with a token that does not do.
+    Token(AuthError),
     Overloaded,
     TimedOut,
     Store(StoreError),
@@ -87,6 +134,8 @@ impl Refusal {
             Self::TooManyRequests => "too many unanswered requests",
             Self::TooFast { .. } => "faster than this connection may",
             Self::Denied(denial) => denial.detail(),
+            Self::TooManyLogins(_) => "too many logins at once",
+            Self::Token(error) => error.detail(),
             Self::Overloaded => "the gateway has too much in flight",
             Self::TimedOut => "the store did not answer in time",
             Self::Store(error) => match error {
@@ -110,8 +159,21 @@ impl Refusal {
             }
             Self::ClockAhead => ErrorCode::CLOCK_AHEAD,
             Self::MsgIdTooOld => ErrorCode::EXPIRED,
-            Self::TooManyRequests | Self::TooFast { .. } => ErrorCode::RATE_LIMITED,
+            Self::TooManyRequests | Self::TooFast { .. } | Self::TooManyLogins(_) => {
+                ErrorCode::RATE_LIMITED
+            }
             Self::Denied(denial) => denial.code(),
+            Self::Token(error) => match error {
+                AuthError::Invalid
+                | AuthError::WrongAudience
+                | AuthError::NotYetValid
+                | AuthError::LivesTooLong
+                | AuthError::ResumeRefused => ErrorCode::UNAUTHENTICATED,
+                AuthError::WrongDevice | AuthError::WrongUser => ErrorCode::FORBIDDEN,
+                AuthError::Expired | AuthError::UnknownKey => ErrorCode::TOKEN_EXPIRED,
+                AuthError::Revoked => ErrorCode::DEVICE_REVOKED,
+                AuthError::Unavailable => ErrorCode::UNAVAILABLE,
+            },
             Self::Overloaded => ErrorCode::OVERLOADED,
             Self::TimedOut => ErrorCode::TIMEOUT,
             Self::Store(error) => match error {
@@ -128,6 +190,8 @@ impl Refusal {
         match self {
             Self::TooManyRequests => 100,
             Self::TooFast { retry_after_ms } => retry_after_ms,
+            Self::TooManyLogins(after_ms) => after_ms,
+            Self::Token(AuthError::Unavailable) => 1_000,
             Self::Overloaded => 500,
             Self::TimedOut => 1_000,
             Self::Store(StoreError::Overloaded { retry_after_ms }) if retry_after_ms > 0 => {

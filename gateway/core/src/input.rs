@@ -52,7 +52,7 @@ impl std::fmt::Debug for Credentials {
 }
 
 /// Who the authenticator says it is.
-#[derive(Clone, PartialEq, Eq)]
+#[derive(Clone, Default, PartialEq, Eq)]
 pub struct Grant {
     pub user: UserId,
     pub device: DeviceId,
@@ -61,6 +61,10 @@ pub struct Grant {
     /// Goes into WELCOME; empty = none.
     pub resume_token: Vec<u8>,
     pub resume_ttl_s: u32,
+    /// The session ends then, unless REAUTH brings a later time. Unix seconds; 0 = never.
+    pub expires_unix_s: u64,
+    /// How many revocations the authenticator knew of. See [`Input::Revoke`].
+    pub epoch: u32,
 }
 
 impl std::fmt::Debug for Grant {
@@ -70,8 +74,19 @@ impl std::fmt::Debug for Grant {
             .field("user", &self.user)
             .field("device", &self.device)
             .field("resumed", &self.resumed)
+            .field("expires_unix_s", &self.expires_unix_s)
             .finish_non_exhaustive()
     }
+}
+
+/// What was shown before is not good any more, for one device of a user or for all of them.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Revocation {
+    pub user: UserId,
+    /// `None`: every device.
+    pub device: Option<DeviceId>,
+    /// [`Grant::epoch`] of the first login that was judged with this in mind. 0: none was.
+    pub epoch: u32,
 }
 
 /// One event. Connections are named by the driver: an index into its own table, with a generation
@@ -114,4 +129,7 @@ pub enum Input<'a> {
     Tick,
     /// Ask all clients to leave within `deadline_ms`, each after a random part of `spread_ms`.
     Drain { spread_ms: u32, deadline_ms: u32 },
+    /// To the user's home: closes the connections that this is about, and those that arrive later with
+    /// an earlier epoch.
+    Revoke(Revocation),
 }

@@ -8,6 +8,8 @@ use crate::{
     error::AuthError,
     input::{Credentials, Grant},
     metrics::Counter,
+    renew::expires_s,
+    revoke::Standing,
     shard::{Purpose, Shard, Turn},
     store::{StoreCmd, StoreError},
 };
@@ -34,6 +36,9 @@ pub struct Session {
     pub resumed: bool,
     pub resume_token: Vec<u8>,
     pub resume_ttl_s: u32,
+    /// As in [`Grant`].
+    pub expires_unix_s: u64,
+    pub epoch: u32,
     /// Answers from before HELLO that were not sent yet.
     pub unsent: Vec<u8>,
 }
@@ -110,6 +115,8 @@ impl Shard {
             resumed: false,
             resume_token: Vec::new(),
             resume_ttl_s: 0,
+            expires_unix_s: 0,
+            epoch: 0,
             unsent: Vec::new(),
         };
         self.logins.insert(id.index, session);
@@ -123,8 +130,8 @@ impl Shard {
         });
     }
 
-    fn admit(&mut self, cx: &Turn<'_>) -> Result<(), u32> {
-        if self.logins.len() >= self.config.limits.sign_ins_max {
+    pub(crate) fn admit(&mut self, cx: &Turn<'_>) -> Result<(), u32> {
+        if self.logins.len() + self.reauths.len() >= self.config.limits.sign_ins_max {
             return Err(self.admission.defer(cx.now.mono_us));
         }
         self.admission.admit(cx.now.mono_us)
@@ -136,6 +143,9 @@ impl Shard {
         result: Result<Grant, AuthError>,
         cx: &mut Turn<'_>,
     ) {
+        if self.reauths.contains_key(&id.index) && self.conn(id).is_some() {
+            return self.on_reauthenticated(id, result, cx);
+        }
         let waits = |conn: &Conn| conn.phase == Phase::Authenticating;
         if !self.conn(id).is_some_and(waits) {
             return;
@@ -146,6 +156,7 @@ impl Shard {
         let grant = match result.and_then(|grant| agree(&session, grant)) {
             Ok(grant) => grant,
             Err(error) => {
+                self.counters.bump(error.counter());
                 let close = Close {
                     retry_after_ms: match error {
                         AuthError::Unavailable => RETRY_AFTER_MS,
@@ -161,6 +172,8 @@ impl Shard {
         session.resumed = grant.resumed;
         session.resume_token = grant.resume_token;
         session.resume_ttl_s = grant.resume_ttl_s;
+        session.expires_unix_s = grant.expires_unix_s;
+        session.epoch = grant.epoch;
         let home = self.home(session.user);
         if home == self.config.shard {
             return self.begin_session(id, session, cx);
@@ -211,6 +224,18 @@ impl Shard {
         if let Some(conn) = self.conn_mut(id) {
             conn.notes.limited = session.limited;
         }
+        match self.revoked.judge(&session, cx.now.mono_us) {
+            Standing::Good => {}
+            Standing::Revoked => {
+                let error = AuthError::Revoked;
+                self.counters.bump(error.counter());
+                return self.close(id, error.close_code(), error.detail(), cx);
+            }
+            Standing::Unsure => {
+                self.counters.bump(Counter::LoginsDeferred);
+                return self.put_off(id, "too many devices are revoked at once", cx);
+            }
+        }
         if !self.admit_user(id, user, cx) {
             return;
         }
@@ -243,6 +268,7 @@ impl Shard {
         conn.device = device;
         conn.state = session.state;
         conn.heartbeat_s = heartbeat_s;
+        conn.expires_s = expires_s(session.expires_unix_s, cx);
         conn.receive_max = u16::try_from(receive_max).unwrap_or(u16::MAX);
         // A claim beyond everything that exists means no more than everything.
         conn.acked = session.last_seq.min(visible);
@@ -274,6 +300,7 @@ impl Shard {
             resumed: session.resumed,
             resume_token: &session.resume_token,
             resume_ttl_s: session.resume_ttl_s,
+            auth_ttl_s: self.auth_ttl_s(id, cx),
             floor_seq: self.floor_seq(cx),
             receive_max: self.config.limits.requests_max,
             // Bounded by FRAME_BYTES_CEILING.

@@ -43,6 +43,19 @@ counters! {
     Resumed, "portico_logins_resumed_total", "", "Of them, by resume token.";
     LoggedInKnown, "portico_logins_without_read_total", "", "Of them, of devices that were known to have everything.";
     LoginsDeferred, "portico_logins_deferred_total", "", "Logins above the admitted rate, told when to come back.";
+    LoginInvalid, "portico_logins_refused_total", "reason=\"invalid\"", "Logins and renewals whose token was refused.";
+    LoginUnknownKey, "portico_logins_refused_total", "reason=\"unknown_key\"", "Logins and renewals whose token was refused.";
+    LoginWrongAudience, "portico_logins_refused_total", "reason=\"wrong_audience\"", "Logins and renewals whose token was refused.";
+    LoginNotYetValid, "portico_logins_refused_total", "reason=\"not_yet_valid\"", "Logins and renewals whose token was refused.";
+    LoginLivesTooLong, "portico_logins_refused_total", "reason=\"lives_too_long\"", "Logins and renewals whose token was refused.";
+    LoginExpired, "portico_logins_refused_total", "reason=\"expired\"", "Logins and renewals whose token was refused.";
+    LoginResumeRefused, "portico_logins_refused_total", "reason=\"resume_token\"", "Logins and renewals whose token was refused.";
+    LoginWrongDevice, "portico_logins_refused_total", "reason=\"wrong_device\"", "Logins and renewals whose token was refused.";
+    LoginWrongUser, "portico_logins_refused_total", "reason=\"wrong_user\"", "Logins and renewals whose token was refused.";
+    LoginRevoked, "portico_logins_refused_total", "reason=\"revoked\"", "Logins and renewals whose token was refused.";
+    LoginUnavailable, "portico_logins_refused_total", "reason=\"unavailable\"", "Logins and renewals whose token was refused.";
+    RevokedLive, "portico_sessions_revoked_total", "", "Sessions that ended because their device was revoked.";
+    Renewed, "portico_logins_renewed_total", "", "Sessions that a REAUTH extended.";
     MovedOut, "portico_handovers_total", "result=\"moved\"", "Logins handed to another shard.";
     MoveFailed, "portico_handovers_total", "result=\"failed\"", "Logins handed to another shard.";
     Accepted, "portico_messages_accepted_total", "", "Messages that got SENT.";
@@ -69,6 +82,7 @@ counters! {
     RefusedExpired, "portico_requests_refused_total", "reason=\"expired\"", "Requests answered with an error.";
     RefusedRate, "portico_requests_refused_total", "reason=\"rate_limited\"", "Requests answered with an error.";
     RefusedDenied, "portico_requests_refused_total", "reason=\"denied\"", "Requests answered with an error.";
+    RefusedToken, "portico_requests_refused_total", "reason=\"token\"", "Requests answered with an error.";
     RefusedOverload, "portico_requests_refused_total", "reason=\"overloaded\"", "Requests answered with an error.";
     RefusedStore, "portico_requests_refused_total", "reason=\"store\"", "Requests answered with an error.";
     StoreTimeouts, "portico_requests_refused_total", "reason=\"timeout\"", "Requests answered with an error.";

@@ -246,8 +246,11 @@ const fn refused_counter(why: Refusal) -> Counter {
         }
         Refusal::ClockAhead => Counter::RefusedClock,
         Refusal::MsgIdTooOld => Counter::RefusedExpired,
-        Refusal::TooManyRequests | Refusal::TooFast { .. } => Counter::RefusedRate,
+        Refusal::TooManyRequests | Refusal::TooFast { .. } | Refusal::TooManyLogins(_) => {
+            Counter::RefusedRate
+        }
         Refusal::Denied(_) => Counter::RefusedDenied,
+        Refusal::Token(_) => Counter::RefusedToken,
         Refusal::Overloaded => Counter::RefusedOverload,
         Refusal::TimedOut => Counter::StoreTimeouts,
         Refusal::Store(_) => Counter::RefusedStore,

@@ -204,6 +204,7 @@ impl Shard {
         self.due.give_back();
         self.logins.give_back();
         self.limiter.give_back();
+        self.reauths.give_back();
         self.attempts.give_back();
         self.gates.give_back();
         self.send_deadlines.give_back();

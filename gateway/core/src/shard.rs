@@ -21,6 +21,7 @@ use crate::{
     pool::Pool,
     rates::Limiter,
     receipt::Query,
+    revoke::Revoked,
     seq::SeqClock,
     stall::STALLED_S,
     store::{StoreCmd, StoreError, StoreReply, StoreRequest, StoreToken},
@@ -114,6 +115,10 @@ pub struct Shard {
     policy: Option<Box<dyn Policy>>,
     /// Logins that wait for the authenticator, by the connection's index.
     pub(crate) logins: FxHashMap<u32, Session>,
+    /// The `corr` of REAUTHs that wait for the authenticator, likewise.
+    pub(crate) reauths: FxHashMap<u32, u32>,
+    /// What logins that are on their way may not know of.
+    pub(crate) revoked: Revoked,
     pub(crate) lane: Lane,
     pub(crate) seq: SeqClock,
     pub(crate) wheel: Wheel,
@@ -182,6 +187,8 @@ impl Shard {
             limiter: Limiter::new(&config),
             policy: None,
             logins: FxHashMap::default(),
+            reauths: FxHashMap::default(),
+            revoked: Revoked::default(),
             lane: Lane::new(Seq(floor)),
             seq: SeqClock::new(floor),
             wheel: Wheel::new(config.connections_hint),
@@ -260,6 +267,7 @@ impl Shard {
                 timely = true;
                 self.begin_drain(spread_ms, deadline_ms, cx);
             }
+            Input::Revoke(revocation) => self.on_revoke(revocation, cx),
         }
         if timely {
             self.timed_us = now.mono_us;
@@ -425,6 +433,7 @@ impl Shard {
                 self.logins.remove(&id.index);
             }
             Some(Phase::Loading | Phase::Open) => {
+                self.reauths.remove(&id.index);
                 self.unlink(id.index);
                 self.remember(id.index);
                 self.keep_debts(id.index);
@@ -517,6 +526,7 @@ impl Shard {
                     conn.state = ClientState::from_u8(frame.aux().min(255) as u8);
                 }
             }
+            Op::Reauth => self.on_reauth(id, frame, cx),
             Op::Close => self.on_close(id, cx),
             Op::Hello | Op::RegStart | Op::RegConfirm => {
                 let detail = "the session has begun already";
@@ -619,6 +629,10 @@ impl Shard {
                 let detail = "the session did not begin in time";
                 self.close(id, CloseCode::HANDSHAKE_TIMEOUT, detail, cx);
             }
+            Phase::Open if self.is_expired(index, now_s) => {
+                let detail = "the token of the session has expired";
+                self.close(id, CloseCode::TOKEN_EXPIRED, detail, cx);
+            }
             // Nothing is read meanwhile, so that silence proves nothing.
             Phase::Open
                 if now_s >= idle_deadline_s(conn) && (conn.notes.paused || self.is_congested()) =>
@@ -642,7 +656,8 @@ impl Shard {
         }
     }
 
-    /// Sets the deadline of an open connection: the heartbeat, or progress of a full queue.
+    /// Sets the deadline of an open connection: the heartbeat, progress of a full queue, or the end of
+    /// its token.
     pub(crate) fn arm_idle(&mut self, index: u32) {
         let conn = &self.conns[index as usize];
         let mut deadline_s = idle_deadline_s(conn);
@@ -651,6 +666,9 @@ impl Shard {
             deadline_s = deadline_s.min(conn.progress_s() + stalled_s);
         } else if conn.pending_bytes() >= self.recall_bytes_min() {
             deadline_s = deadline_s.min(conn.progress_s() + stalled_s.min(STALLED_S));
+        }
+        if conn.expires_s != 0 {
+            deadline_s = deadline_s.min(conn.expires_s);
         }
         self.wheel.set(index, deadline_s);
     }

@@ -27,8 +27,9 @@ pub use client::{Client, Got, Outgoing};
 pub use store::{CmdKind, ModelStore};
 
 use crate::{
-    AuthError, Credentials, Effect, Effects, Grant, Input, Limits, Now, Policy, Session, Shard,
-    ShardConfig, ShardId, ShardMessage, conn::ConnId, feed, store::StoreRequest,
+    AuthError, Credentials, Effect, Effects, Grant, Input, Limits, Now, Policy, Revocation,
+    Session, Shard, ShardConfig, ShardId, ShardMessage, conn::ConnId, feed, store::StoreRequest,
+    user_home,
 };
 use portico_wire::{
     encode::{Encoder, put_ack},
@@ -635,6 +636,12 @@ impl World {
         }
     }
 
+    /// Tells the user's home that devices are revoked.
+    pub fn revoke(&mut self, revocation: Revocation) {
+        let home = user_home(revocation.user, self.config.shards);
+        self.input(usize::from(home.0), Input::Revoke(revocation));
+    }
+
     #[must_use]
     pub fn is_drained(&self) -> bool {
         self.nodes.iter().all(|node| node.shard.is_drained())
@@ -678,11 +685,12 @@ impl World {
     }
 }
 
-/// Tokens are "user:device"; some words stand for what an authenticator may find. A resume token is
+/// Tokens are "user:device", or "user:device:until" with Unix seconds, or with an epoch as a fourth
+/// part; some words stand for what an authenticator may find. A resume token is
 /// the same text, and is believed in the same way.
 fn authenticate(credentials: &Credentials) -> Result<Grant, AuthError> {
     let resumed = credentials.resume_token.as_deref().and_then(read_token);
-    let (user, device) = match (resumed, credentials.token.as_deref()) {
+    let (user, device, expires_unix_s, epoch) = match (resumed, credentials.token.as_deref()) {
         (Some(names), _) => names,
         (None, Some("expired")) => return Err(AuthError::Expired),
         (None, Some("revoked")) => return Err(AuthError::Revoked),
@@ -698,10 +706,15 @@ fn authenticate(credentials: &Credentials) -> Result<Grant, AuthError> {
         resumed: resumed.is_some(),
         resume_token: format!("{user}:{device}").into_bytes(),
         resume_ttl_s: 3_600,
+        expires_unix_s,
+        epoch,
     })
 }
 
-fn read_token(token: &[u8]) -> Option<(UserId, DeviceId)> {
-    let (user, device) = std::str::from_utf8(token).ok()?.split_once(':')?;
-    Some((UserId(user.parse().ok()?), DeviceId(device.parse().ok()?)))
+fn read_token(token: &[u8]) -> Option<(UserId, DeviceId, u64, u32)> {
+    let mut parts = std::str::from_utf8(token).ok()?.split(':');
+    let (user, device) = (parts.next()?.parse().ok()?, parts.next()?.parse().ok()?);
+    let until = parts.next().map_or(Some(0), |part| part.parse().ok())?;
+    let epoch = parts.next().map_or(Some(0), |part| part.parse().ok())?;
+    Some((UserId(user), DeviceId(device), until, epoch))
 }

@@ -1,7 +1,8 @@
 //! The admin port: is it alive, is it ready, what has it counted.
 //!
-//! It runs on a thread of its own with a small tokio runtime and reads what shards publish. It has
-//! no sign-in and shows no user's data; it belongs on loopback or in a network of operators.
+//! It runs on a thread of its own with a small tokio runtime and reads what shards publish. What it
+//! shows needs no sign-in and is no user's data; what it changes needs the secret of the data
+//! directory ([`portico_gateway::AdminKey`]). It belongs on loopback or in a network of operators.
 //!
 //! # Invariants
 //! - A request costs the shards nothing: it reads atomics.
@@ -10,8 +11,10 @@
 
 mod limited;
 mod page;
+mod wish;
 
 pub(crate) use page::{StoreView, TlsView, table};
+pub(crate) use wish::{Denial, Wish, request};
 
 use crate::telemetry::Process;
 use axum::{
@@ -19,11 +22,11 @@ use axum::{
     extract::State,
     http::{StatusCode, header::CONTENT_TYPE},
     response::IntoResponse,
-    routing::get,
+    routing::{get, post},
 };
 use limited::Limited;
 use page::{Observed, page};
-use portico_gateway::Metric;
+use portico_gateway::{KeyStats, Metric};
 use std::{
     io,
     net::{SocketAddr, TcpListener},
@@ -51,6 +54,10 @@ pub(crate) trait Subject: Send + Sync + 'static {
     /// TLS, where it is served.
     fn tls(&self) -> Option<TlsView>;
     fn readiness(&self) -> Readiness;
+    /// The keys of tokens, once there is a gateway.
+    fn keys(&self) -> Option<KeyStats>;
+    /// Does what is asked, if whoever asks may. Called on a thread of its own: it may wait.
+    fn grant(&self, wish: &Wish<'_>) -> Result<String, Denial>;
 }
 
 /// Whether clients are welcome, and what there is to say about it.
@@ -108,6 +115,7 @@ fn router(subject: Arc<dyn Subject>) -> Router {
         .route("/readyz", get(readyz))
         .route("/metrics", get(metrics))
         .route("/version", get(version))
+        .route(wish::REVOKE, post(wish::revoke))
         .with_state(subject)
 }
 
@@ -131,6 +139,7 @@ async fn metrics(State(subject): State<Arc<dyn Subject>>) -> impl IntoResponse {
         shards: subject.shards(),
         store: subject.store(),
         tls: subject.tls(),
+        keys: subject.keys(),
         ready: subject.readiness().ready,
         process: Process::read(),
     };

@@ -6,7 +6,7 @@
 use super::{COMMIT, VERSION};
 use crate::telemetry::Process;
 use portico_gateway::{
-    Metric, MetricKind,
+    KeyStats, Metric, MetricKind,
     backend::{Health, Stats, stats::COMMIT_BOUNDS_US},
 };
 use std::fmt::{Display, Write as _};
@@ -25,6 +25,7 @@ pub(crate) struct Observed {
     pub(crate) shards: Vec<Vec<Metric>>,
     pub(crate) store: Option<StoreView>,
     pub(crate) tls: Option<TlsView>,
+    pub(crate) keys: Option<KeyStats>,
     pub(crate) ready: bool,
     pub(crate) process: Process,
 }
@@ -58,6 +59,9 @@ pub(crate) fn page(observed: &Observed) -> String {
     if let Some(view) = &observed.tls {
         tls(&mut out, view);
     }
+    if let Some(stats) = &observed.keys {
+        keys(&mut out, stats);
+    }
     process(&mut out, &observed.process);
     out.text
 }
@@ -76,6 +80,10 @@ pub(crate) fn table() -> String {
             expires_unix_s: 0,
             reloaded: 0,
             failed: 0,
+        }),
+        keys: Some(KeyStats {
+            age_s: Some(0),
+            ..KeyStats::default()
         }),
         ready: true,
         process: Process::default(),
@@ -277,6 +285,39 @@ fn tls(out: &mut Writer, view: &TlsView) {
     );
     out.sample(name, "result=\"used\"", view.reloaded);
     out.sample(name, "result=\"failed\"", view.failed);
+}
+
+fn keys(out: &mut Writer, stats: &KeyStats) {
+    out.gauge(
+        "portico_token_keys",
+        "Keys that access tokens are checked with.",
+        stats.keys,
+    );
+    let name = "portico_token_keys_read_total";
+    out.head(
+        name,
+        "counter",
+        "Times the keys were read anew, from files or from the issuer's address.",
+    );
+    for (labels, all, failed) in [
+        ("files", stats.reloads, stats.reloads_failed),
+        ("url", stats.fetches, stats.fetches_failed),
+    ] {
+        let good = all.saturating_sub(failed);
+        out.sample(name, &format!("source=\"{labels}\",result=\"good\""), good);
+        out.sample(
+            name,
+            &format!("source=\"{labels}\",result=\"failed\""),
+            failed,
+        );
+    }
+    if let Some(age_s) = stats.age_s {
+        out.gauge(
+            "portico_token_keys_age_seconds",
+            "Time since the issuer's address last gave a good set of keys.",
+            age_s,
+        );
+    }
 }
 
 fn commits(out: &mut Writer, stats: &Stats) {

@@ -77,6 +77,18 @@ impl Subject for Stage {
         })
     }
 
+    fn keys(&self) -> Option<KeyStats> {
+        Some(KeyStats::default())
+    }
+
+    fn grant(&self, wish: &Wish<'_>) -> Result<String, Denial> {
+        match wish.authorization {
+            "good" => Ok(format!("{} {:?} {}", wish.user, wish.device, wish.request)),
+            "late" => Err(Denial::NotNow("the store is away".to_owned())),
+            _ => Err(Denial::Unauthorised),
+        }
+    }
+
     fn readiness(&self) -> Readiness {
         self.readiness.lock().unwrap().clone()
     }
@@ -128,6 +140,32 @@ fn the_four_pages_answer() {
     let (status, _, _) = get(address, "GET /other HTTP/1.1");
     assert_eq!(status, "HTTP/1.1 404 Not Found");
     let (status, _, _) = get(address, "POST /metrics HTTP/1.1");
+    assert_eq!(status, "HTTP/1.1 405 Method Not Allowed");
+}
+
+#[test]
+fn a_wish_is_granted_to_who_may_have_it() {
+    let address = start(free(), Stage::new()).unwrap();
+    let post = |query: &str, who: &str| {
+        let request = format!("POST /devices/revoke{query} HTTP/1.1\r\nAuthorization: {who}");
+        let (status, _, body) = get(address, &request);
+        (status.split(' ').nth(1).unwrap().to_owned(), body)
+    };
+    let granted = post("?user=7&device=3", "good");
+    let body = "7 Some(3) POST /devices/revoke?user=7&device=3".to_owned();
+    assert_eq!(granted, ("200".to_owned(), body));
+    assert_eq!(
+        post("?user=7", "good").1,
+        "7 None POST /devices/revoke?user=7"
+    );
+    assert_eq!(post("?user=7", "bad").0, "401");
+    assert_eq!(post("?user=7&device=0", "good").0, "400");
+    assert_eq!(post("", "good").0, "400");
+    let late = ("503".to_owned(), "the store is away\n".to_owned());
+    assert_eq!(post("?user=7", "late"), late);
+    let (status, _, _) = get(address, "POST /devices/revoke?user=7 HTTP/1.1");
+    assert_eq!(status, "HTTP/1.1 401 Unauthorized");
+    let (status, _, _) = get(address, "GET /devices/revoke?user=7 HTTP/1.1");
     assert_eq!(status, "HTTP/1.1 405 Method Not Allowed");
 }
 
@@ -193,6 +231,7 @@ fn few_connections_are_served_and_none_for_long() {
 fn observe(stage: &Stage) -> Observed {
     Observed {
         shards: stage.shards(),
+        keys: None,
         store: stage.store(),
         tls: stage.tls(),
         ready: true,

@@ -5,7 +5,10 @@
 //!   synced, and then given its name, unless another process was faster; then that one's counts.
 //! - A secret that other users may read is not used: it must be taken as known.
 
-use super::resume::{self, ResumeKey};
+use super::{
+    jwk,
+    resume::{self, ResumeKey},
+};
 use base64::{Engine, engine::general_purpose::STANDARD};
 use portico_client::mint::SigningKey;
 use ring::digest;
@@ -24,11 +27,18 @@ pub const AUTH_KEY_FILE: &str = portico_client::mint::KEY_FILE;
 pub const RESUME_KEY_FILE: &str = "resume-key";
 
 /// Larger files are no keys.
-const KEY_FILE_BYTES_MAX: u64 = 16 << 10;
+const KEY_FILE_BYTES_MAX: u64 = jwk::SET_BYTES_MAX as u64 + 1;
 const ED25519_BYTES: usize = 32;
+/// An uncompressed point of P-256.
+pub(super) const ES256_BYTES: usize = 65;
 /// DER of an Ed25519 public key (SubjectPublicKeyInfo, RFC 8410) up to its 32 bytes.
-const SPKI_PREFIX: [u8; 12] = [
+const ED25519_SPKI_PREFIX: [u8; 12] = [
     0x30, 0x2a, 0x30, 0x05, 0x06, 0x03, 0x2b, 0x65, 0x70, 0x03, 0x21, 0x00,
+];
+/// The same of a P-256 key (RFC 5480) up to its point.
+const P256_SPKI_PREFIX: [u8; 26] = [
+    0x30, 0x59, 0x30, 0x13, 0x06, 0x07, 0x2a, 0x86, 0x48, 0xce, 0x3d, 0x02, 0x01, 0x06, 0x08, 0x2a,
+    0x86, 0x48, 0xce, 0x3d, 0x03, 0x01, 0x07, 0x03, 0x42, 0x00,
 ];
 
 /// Why keys cannot be used. Each is a sentence for the person who starts the gateway.
@@ -51,8 +61,17 @@ pub enum KeyError {
         path: PathBuf,
         expected: &'static str,
     },
+    #[error("{} holds no keys that can be used: {why}", path.display())]
+    NotASet { path: PathBuf, why: String },
+    #[error("two verification keys are called {kid:?}: give each its own name")]
+    SameName { kid: String },
     #[error(
-        "{count} verification keys: allowed is 1 to {}, the node's own included",
+        "auth.jwks_url = {0:?} is not an https:// address (http:// is for this machine only), or holds \
+         credentials"
+    )]
+    BadUrl(String),
+    #[error(
+        "{count} verification keys without a name of their own: allowed is 1 to {}, the node's own included",
         VerifyingKey::COUNT_MAX
     )]
     Count { count: usize },
@@ -60,21 +79,43 @@ pub enum KeyError {
     NoRandomness,
 }
 
-/// An Ed25519 public key and the id under which tokens name it.
+/// What a key checks. A key knows it; what a token says of itself selects no other.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum KeyKind {
+    /// Ed25519.
+    EdDsa,
+    /// ECDSA over P-256 with SHA-256.
+    Es256,
+}
+
+/// A public key and the id under which tokens name it.
 #[derive(Clone, PartialEq, Eq)]
 pub struct VerifyingKey {
-    raw: [u8; ED25519_BYTES],
+    kind: KeyKind,
+    raw: Vec<u8>,
     kid: String,
+    named: bool,
 }
 
 impl VerifyingKey {
-    /// A token without a key id is tried against each key, so their number bounds what a forged
-    /// one costs.
+    /// A token without a key id is tried against each key that has no name of its own, so their
+    /// number bounds what a forged one costs.
     pub const COUNT_MAX: usize = 8;
 
-    /// From the 32 bytes of the key.
+    /// From the 32 bytes of an Ed25519 key.
     #[must_use]
     pub fn new(raw: [u8; ED25519_BYTES]) -> Self {
+        Self::with(KeyKind::EdDsa, raw.to_vec())
+    }
+
+    /// From a point of P-256: 4, then the coordinates of 32 bytes each. A point that is not on the
+    /// curve checks no signature.
+    #[must_use]
+    pub fn es256(point: [u8; ES256_BYTES]) -> Self {
+        Self::with(KeyKind::Es256, point.to_vec())
+    }
+
+    fn with(kind: KeyKind, raw: Vec<u8>) -> Self {
         let hash = digest::digest(&digest::SHA256, &raw);
         let kid = hash
             .as_ref()
@@ -83,33 +124,76 @@ impl VerifyingKey {
             .fold(String::with_capacity(16), |kid, byte| {
                 kid + &format!("{byte:02x}")
             });
-        Self { raw, kid }
+        Self {
+            kind,
+            raw,
+            kid,
+            named: false,
+        }
     }
 
-    /// Reads a public key file: PEM with a SubjectPublicKeyInfo, as `openssl pkey -pubout` writes.
+    /// The same key under the name that its owner gave it. Only tokens that name it are tried
+    /// against it.
+    #[must_use]
+    pub fn named(self, kid: String) -> Self {
+        Self {
+            kid,
+            named: true,
+            ..self
+        }
+    }
+
+    /// Reads a public key file: PEM with a SubjectPublicKeyInfo of Ed25519 or P-256, as
+    /// `openssl pkey -pubout` writes, or a JSON Web Key, or a set of them.
     ///
     /// # Errors
     /// The file cannot be read or holds something else.
-    pub fn read(path: &Path) -> Result<Self, KeyError> {
+    pub fn read(path: &Path) -> Result<Vec<Self>, KeyError> {
         let bytes = read_small(path)?;
+        if bytes.trim_ascii_start().starts_with(b"{") {
+            return jwk::read(&bytes).map_err(|error| KeyError::NotASet {
+                path: path.to_owned(),
+                why: error.to_string(),
+            });
+        }
         pem_block(&bytes, "PUBLIC KEY")
             .as_deref()
-            .and_then(|der| der.strip_prefix(&SPKI_PREFIX))
-            .and_then(|raw| raw.try_into().ok())
-            .map(Self::new)
+            .and_then(Self::from_spki)
+            .map(|key| vec![key])
             .ok_or_else(|| KeyError::NotAKey {
                 path: path.to_owned(),
-                expected: "an Ed25519 public key in PEM (BEGIN PUBLIC KEY)",
+                expected: "an Ed25519 public key or one of P-256 in PEM (BEGIN PUBLIC KEY), nor a \
+                           JSON Web Key Set",
             })
     }
 
-    /// First 16 hex digits of the SHA-256 of the key: the `kid` of tokens signed with it.
+    fn from_spki(der: &[u8]) -> Option<Self> {
+        if let Some(raw) = der.strip_prefix(&ED25519_SPKI_PREFIX) {
+            return raw.try_into().ok().map(Self::new);
+        }
+        let point: [u8; ES256_BYTES] = der.strip_prefix(&P256_SPKI_PREFIX)?.try_into().ok()?;
+        (point[0] == 4).then(|| Self::es256(point))
+    }
+
+    #[must_use]
+    pub const fn kind(&self) -> KeyKind {
+        self.kind
+    }
+
+    /// The `kid` of tokens signed with it: its own name, or the first 16 hex digits of the SHA-256
+    /// of the key.
     #[must_use]
     pub fn kid(&self) -> &str {
         &self.kid
     }
 
-    pub(super) const fn raw(&self) -> &[u8; ED25519_BYTES] {
+    /// It has a name of its own.
+    #[must_use]
+    pub const fn is_named(&self) -> bool {
+        self.named
+    }
+
+    pub(super) fn raw(&self) -> &[u8] {
         &self.raw
     }
 }
@@ -144,7 +228,16 @@ pub(super) fn open_signing_key(data: &Path) -> Result<VerifyingKey, KeyError> {
         let pem = SigningKey::generate_pem().map_err(|_| KeyError::NoRandomness)?;
         Ok(pem.into_bytes())
     })?;
-    std::str::from_utf8(&bytes)
+    public_half(path, &bytes)
+}
+
+/// The same of a key that must be there.
+pub(super) fn read_signing_key(path: &Path) -> Result<VerifyingKey, KeyError> {
+    public_half(path.to_owned(), &read_secret(path)?)
+}
+
+fn public_half(path: PathBuf, bytes: &[u8]) -> Result<VerifyingKey, KeyError> {
+    std::str::from_utf8(bytes)
         .ok()
         .and_then(|pem| SigningKey::from_pem(pem).ok())
         .and_then(|key| key.public_key().try_into().ok())
@@ -161,7 +254,18 @@ pub(super) fn open_resume_key(data: &Path) -> Result<ResumeKey, KeyError> {
     let bytes = read_or_create_secret(&path, || {
         resume::random::<{ ResumeKey::BYTES }>().map(Vec::from)
     })?;
-    match bytes.as_slice().try_into() {
+    resume_key(path, &bytes)
+}
+
+/// The same, which must be there.
+pub(super) fn read_resume_key(data: &Path) -> Result<ResumeKey, KeyError> {
+    let path = data.join(RESUME_KEY_FILE);
+    let bytes = read_secret(&path)?;
+    resume_key(path, &bytes)
+}
+
+fn resume_key(path: PathBuf, bytes: &[u8]) -> Result<ResumeKey, KeyError> {
+    match bytes.try_into() {
         Ok(secret) => Ok(ResumeKey::new(secret)),
         Err(_) => Err(KeyError::NotAKey {
             path,

@@ -39,6 +39,7 @@ impl Authenticator for StaticAuthenticator {
             resumed: false,
             resume_token: Vec::new(),
             resume_ttl_s: 0,
+            ..Grant::default()
         })
     }
 }

@@ -146,14 +146,31 @@ knobs! {
 
     "auth.audience", Name(auth.audience), NO_BOUNDS,
     "The aud claim that access tokens must carry if they carry one.";
+    "auth.issuer", Text(auth.issuer), NO_BOUNDS,
+    "The iss claim that every access token must carry. Empty is any, or none; tokens of the key in the \
+     data directory carry none.";
     "auth.clock_skew_s", U64(auth.clock_skew_s), bounds(0, 600, "s"),
     "How far the clocks of token issuers may differ from this machine's.";
+    "auth.token_ttl_s_max", U64(auth.token_ttl_s_max), bounds(60, 3_650 * 86_400, "s"),
+    "Longest life of an access token; what lives longer is refused. A token that leaked is good for \
+     as long, unless its device is revoked, and revocations are kept in memory for as long.";
     "auth.resume_ttl_s", U32(auth.resume_ttl_s), bounds(0, 604_800, "s"),
     "How long after a login with an access token reconnects may do without one. 0 issues no resume \
      tokens. A token that leaked is good for as long.";
     "auth.keys", Paths(auth.keys), NO_BOUNDS,
-    "Ed25519 public keys (PEM files) whose tokens are accepted beside those of the key in the data \
-     directory. At most 7.";
+    "Public keys (Ed25519 or P-256 in PEM, JSON Web Keys or sets of them) whose tokens are accepted \
+     beside those of the key in the data directory. At most 7 that have no kid of their own. Files are \
+     read again when they change, and on SIGHUP.";
+    "auth.jwks_url", KeyUrl(auth.jwks_url), NO_BOUNDS,
+    "Address of a JSON Web Key Set whose keys are accepted as well, fetched over TLS 1.3. When it does not \
+     answer, the last good set stays. Its tokens must carry aud.";
+    "auth.jwks_ca", MaybePath(auth.jwks_ca), NO_BOUNDS,
+    "Authorities trusted for auth.jwks_url (PEM file). Empty is those of the system.";
+    "auth.jwks_refresh_s", U32(auth.jwks_refresh_s), bounds(5, 86_400, "s"),
+    "How often auth.jwks_url is asked. A key that the issuer withdraws is accepted for as long.";
+    "auth.jwks_cooldown_s", U32(auth.jwks_cooldown_s), bounds(1, 3_600, "s"),
+    "A token that names a key which is not known has auth.jwks_url asked at once, but not more often \
+     than this, however many come. Also the time between attempts while it does not answer.";
 
     "limits.connections_max", U32(shard.connections_max), bounds(0, 1 << 20, "connections"),
     "Connections of one shard. 0 is as many as the limit of open files allows.";

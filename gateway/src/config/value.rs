@@ -1,7 +1,7 @@
 //! Values as they are written: parsing, what is allowed, and printing back.
 
 use super::{BackendKind, LogFormat, LogLevel};
-use portico_gateway::{Network, TlsOptions};
+use portico_gateway::{Network, TlsOptions, is_key_url};
 use std::{
     net::{IpAddr, SocketAddr},
     path::PathBuf,
@@ -25,6 +25,10 @@ pub(super) enum Slot<'a> {
     MaybePath(&'a mut Option<PathBuf>),
     Paths(&'a mut Vec<PathBuf>),
     Name(&'a mut String),
+    /// As long as addresses are.
+    Text(&'a mut String),
+    /// Where keys are fetched from.
+    KeyUrl(&'a mut String),
     Backend(&'a mut BackendKind),
     /// A number, or `auto`.
     Count(&'a mut Option<u16>),
@@ -59,6 +63,7 @@ pub(super) struct NotAllowed;
 const CPU_MAX: u16 = 4_095;
 const NAME_BYTES_MAX: usize = 64;
 const TLS_PORT: u16 = TlsOptions::PORT;
+const TEXT_BYTES_MAX: usize = 1_024;
 /// Leaves a number to the gateway.
 const AUTO: &str = "auto";
 const BACKENDS: [(&str, BackendKind); 2] = [
@@ -106,6 +111,14 @@ impl Slot<'_> {
                     .and_then(|all| all.into_iter().map(path).collect()),
             ),
             Self::Name(slot) => put(slot, given.text().and_then(name)),
+            Self::Text(slot) => put(
+                slot,
+                given.text().and_then(|text| ascii(text, TEXT_BYTES_MAX)),
+            ),
+            Self::KeyUrl(slot) => {
+                let url = given.text().filter(|text| is_key_url(text));
+                put(slot, url.map(str::to_owned))
+            }
             Self::Backend(slot) => put(slot, choice(given, &BACKENDS)),
             Self::Level(slot) => put(slot, choice(given, &LEVELS)),
             Self::Format(slot) => put(slot, choice(given, &FORMATS)),
@@ -149,6 +162,10 @@ impl Slot<'_> {
                     .to_owned()
             }
             Self::Name(_) => format!("at most {NAME_BYTES_MAX} printable ASCII characters"),
+            Self::Text(_) => format!("at most {TEXT_BYTES_MAX} printable ASCII characters"),
+            Self::KeyUrl(_) => "an https:// address without a name and password in it (http:// on \
+                                this machine only), or \"\""
+                .to_owned(),
             Self::Backend(_) => names(&BACKENDS),
             Self::Level(_) => names(&LEVELS),
             Self::Format(_) => names(&FORMATS),
@@ -190,7 +207,7 @@ impl Slot<'_> {
                 let all: Vec<_> = value.iter().map(|net| quoted(&net.to_string())).collect();
                 format!("[{}]", all.join(", "))
             }
-            Self::Name(value) => quoted(value),
+            Self::Name(value) | Self::Text(value) | Self::KeyUrl(value) => quoted(value),
             Self::Backend(value) => quoted(name_of(**value, &BACKENDS)),
             Self::Level(value) => quoted(name_of(**value, &LEVELS)),
             Self::Format(value) => quoted(name_of(**value, &FORMATS)),
@@ -322,8 +339,11 @@ fn maybe_address(text: &str) -> Option<Option<SocketAddr>> {
 }
 
 fn name(text: &str) -> Option<String> {
-    let fits =
-        text.len() <= NAME_BYTES_MAX && text.bytes().all(|byte| (b' '..=b'~').contains(&byte));
+    ascii(text, NAME_BYTES_MAX)
+}
+
+fn ascii(text: &str, bytes_max: usize) -> Option<String> {
+    let fits = text.len() <= bytes_max && text.bytes().all(|byte| (b' '..=b'~').contains(&byte));
     fits.then(|| text.to_owned())
 }
 

@@ -28,7 +28,7 @@ use crossbeam::{
     utils::CachePadded,
 };
 use portico_backend::{Completion, Sink, messages::Messages};
-use portico_core::{Session, ShardId, ShardMessage};
+use portico_core::{Revocation, Session, ShardId, ShardMessage};
 use std::{
     collections::VecDeque,
     sync::{
@@ -93,6 +93,8 @@ impl Letter {
 pub(crate) enum Order {
     /// Stop accepting, ask the clients to leave.
     Drain { spread_ms: u32, deadline_ms: u32 },
+    /// These sessions end.
+    Revoke(Revocation),
     /// End now, whatever is open.
     Stop,
 }

@@ -351,6 +351,10 @@ impl Driver {
                     };
                     self.core.handle(self.now, input, &mut self.fx);
                 }
+                Order::Revoke(revocation) => {
+                    let input = Input::Revoke(revocation);
+                    self.core.handle(self.now, input, &mut self.fx);
+                }
                 Order::Stop => self.stopped = true,
             }
         }
@@ -424,9 +428,12 @@ impl Driver {
                 continue;
             };
             let authenticator = &self.sign_ins.authenticator;
-            let result = tls::authenticate(self.tls.client(index), &credentials, |credentials| {
-                authenticator.authenticate(credentials, now_unix_s)
-            });
+            let result = tls::authenticate(
+                self.tls.client(index),
+                &credentials,
+                |credentials| authenticator.authenticate(credentials, now_unix_s),
+                |user, device| authenticator.vouch(user, device),
+            );
             if result.is_ok() && self.sockets.get(index).state == State::Greeting {
                 // Unless the core moves it away at once.
                 self.sockets.get_mut(index).state = State::Open;

@@ -3,8 +3,8 @@
 
 use crate::driver::now;
 use portico_backend::{
-    Backend, Completion, Error, Kind, Request, Sink,
-    messages::{Cmd, Messages, Reply},
+    Backend, Completion, Error, Family, Kind, Request, Sink,
+    messages::{Cmd, Messages},
 };
 use portico_wire::ids::Seq;
 use std::{
@@ -23,10 +23,10 @@ const EXPIRE_RETRY: Duration = Duration::from_secs(15 * 60);
 const EXPIRE_PATIENCE: Duration = Duration::from_secs(60);
 
 /// Passes on the one answer it is made for.
-struct Answer(mpsc::SyncSender<Result<Reply, Error>>);
+struct Answer<F: Family>(mpsc::SyncSender<Result<F::Reply, Error>>);
 
-impl Sink<Messages> for Answer {
-    fn complete(&self, batch: Vec<Completion<Messages>>) {
+impl<F: Family> Sink<F> for Answer<F> {
+    fn complete(&self, batch: Vec<Completion<F>>) {
         for completion in batch {
             // Full or gone: nobody waits any more.
             let _ = self.0.try_send(completion.result);
@@ -35,13 +35,13 @@ impl Sink<Messages> for Answer {
 }
 
 /// Asks one thing and waits for the answer.
-pub(super) fn ask(
-    backend: &Arc<dyn Backend<Messages>>,
-    cmd: Cmd,
+pub(crate) fn ask<F: Family>(
+    backend: &Arc<dyn Backend<F>>,
+    cmd: F::Cmd,
     patience: Duration,
-) -> Result<Reply, Error> {
+) -> Result<F::Reply, Error> {
     let (answer, answered) = mpsc::sync_channel(1);
-    let sink: Arc<dyn Sink<Messages>> = Arc::new(Answer(answer));
+    let sink: Arc<dyn Sink<F>> = Arc::new(Answer::<F>(answer));
     let request = Request {
         token: 0,
         lane: LANE,

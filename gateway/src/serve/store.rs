@@ -5,7 +5,9 @@ use crate::{
     config::{BackendKind, Config},
     stored::{self, FOLDER},
 };
-use portico_gateway::backend::{Backend, Limits, embedded, memory, messages::Messages};
+use portico_gateway::backend::{
+    Backend, Limits, embedded, memory, messages::Messages, records::Records,
+};
 use std::{fmt, sync::Arc, time::Instant};
 
 /// An open store. Clones are the same one.
@@ -14,7 +16,7 @@ pub(super) struct Store(Arc<Inner>);
 
 enum Inner {
     Embedded(embedded::Embedded),
-    Memory(Arc<dyn Backend<Messages>>),
+    Memory(Arc<dyn Backend<Messages>>, Arc<dyn Backend<Records>>),
 }
 
 impl Store {
@@ -38,7 +40,10 @@ impl Store {
                 let explain = |error| stored::next_step(&error, &config.server.data);
                 Inner::Embedded(opened.map_err(|error| Failure::Runtime(explain(error)))?)
             }
-            BackendKind::Memory => Inner::Memory(memory::Store::new().messages(limits)),
+            BackendKind::Memory => {
+                let store = memory::Store::new();
+                Inner::Memory(store.messages(limits), store.records(limits))
+            }
         };
         Ok(Self(Arc::new(inner)))
     }
@@ -46,7 +51,14 @@ impl Store {
     pub(super) fn messages(&self) -> Arc<dyn Backend<Messages>> {
         match &*self.0 {
             Inner::Embedded(store) => store.messages.clone(),
-            Inner::Memory(messages) => messages.clone(),
+            Inner::Memory(messages, _) => messages.clone(),
+        }
+    }
+
+    pub(super) fn records(&self) -> Arc<dyn Backend<Records>> {
+        match &*self.0 {
+            Inner::Embedded(store) => store.records.clone(),
+            Inner::Memory(_, records) => records.clone(),
         }
     }
 
@@ -57,7 +69,7 @@ impl Store {
     pub(super) fn rows_damaged(&self) -> u64 {
         match &*self.0 {
             Inner::Embedded(store) => store.rows_damaged(),
-            Inner::Memory(_) => 0,
+            Inner::Memory(..) => 0,
         }
     }
 
@@ -65,7 +77,7 @@ impl Store {
     pub(super) fn close(&self, deadline: Instant) -> Result<(), Failure> {
         match &*self.0 {
             Inner::Embedded(store) => store.close(deadline),
-            Inner::Memory(messages) => messages.close(deadline),
+            Inner::Memory(messages, _) => messages.close(deadline),
         }
         .map_err(|error| Failure::Runtime(format!("the store did not close in order: {error}")))
     }

@@ -41,6 +41,7 @@ impl Authenticator for Trusting {
             resumed: false,
             resume_token: Vec::new(),
             resume_ttl_s: 0,
+            ..Grant::default()
         })
     }
 }

@@ -25,3 +25,4 @@ mod quiet;
 mod receipts;
 mod shards;
 mod tls;
+mod tokens;

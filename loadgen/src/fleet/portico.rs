@@ -65,6 +65,7 @@ impl<'a> Portico<'a> {
         // Twice what one sender queues at once.
         let outbox_max = OUTBOX_MAX.max(2 * opening.burst as usize * members as usize);
         let settings = Arc::new(Settings {
+            tell_expiry: false,
             client: CLIENT.to_owned(),
             outbox_max,
             dedupe_max: DEDUPE_MAX,
@@ -293,6 +294,9 @@ fn session_event(
         },
         Event::ProtocolFault(fault) => return on(now, conn, Happened::Fault(&fault.to_string())),
         Event::Draining { .. }
+        | Event::TokenExpiring { .. }
+        | Event::Renewed { .. }
+        | Event::RenewalRefused { .. }
         | Event::Welcome { .. }
         | Event::Gap { .. }
         | Event::ReadElsewhere { .. } => return,

@@ -319,6 +319,9 @@ impl Watch<'_> {
                 self.held.strays += 1;
             }
             Event::Welcome { .. }
+            | Event::TokenExpiring { .. }
+            | Event::Renewed { .. }
+            | Event::RenewalRefused { .. }
             | Event::Gap { .. }
             | Event::Sent { .. }
             | Event::Refused { .. }

@@ -224,6 +224,7 @@ impl Setting<'_> {
 
     fn holdings(&self) -> Vec<Holding<'_>> {
         let settings = Arc::new(Settings {
+            tell_expiry: false,
             client: CLIENT.to_owned(),
             heartbeat_s: self.hold.heartbeat_s,
             receive_max: RECEIVE_MAX,

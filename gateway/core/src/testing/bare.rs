@@ -273,6 +273,7 @@ impl Node {
                     resumed: false,
                     resume_token: Vec::new(),
                     resume_ttl_s: 0,
+                    ..Grant::default()
                 };
                 let result = Ok(grant);
                 let input = Input::Authenticated { conn, result };

@@ -78,7 +78,11 @@ impl Shard {
             let waits = conn.phase == Phase::Authenticating;
             assert_eq!(self.logins.contains_key(&(index as u32)), waits);
         }
-        assert!(self.logins.len() <= self.config.limits.sign_ins_max);
+        for index in self.reauths.keys() {
+            assert_eq!(self.conns[*index as usize].phase, Phase::Open);
+        }
+        let waiting = self.logins.len() + self.reauths.len();
+        assert!(waiting <= self.config.limits.sign_ins_max);
     }
 
     /// Who is away has no session, and nothing that is settled waits for it (the store's side of
@@ -155,6 +159,7 @@ impl Shard {
             ("page_retries", self.page_retries.len() as u64),
             ("attempts", self.attempts.len() as u64),
             ("outgoing_bytes", self.outgoing_bytes as u64),
+            ("reauths", self.reauths.len() as u64),
             ("windows", windows.count() as u64),
             ("output_bytes", self.output_bytes() as u64),
         ]

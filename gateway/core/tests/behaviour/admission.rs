@@ -186,6 +186,7 @@ fn a_slow_authenticator_is_not_asked_for_more_than_it_may_hold() {
         resumed: false,
         resume_token: Vec::new(),
         resume_ttl_s: 0,
+        ..Grant::default()
     });
     let answer = Input::Authenticated { conn, result };
     slow.shard.handle(NOW, answer, &mut slow.fx);
@@ -274,6 +275,7 @@ fn a_move_that_does_not_come_about_is_timed_out() {
             resumed: false,
             resume_token: Vec::new(),
             resume_ttl_s: 0,
+            ..Grant::default()
         });
         let answer = Input::Authenticated { conn, result };
         slow.shard.handle(NOW, answer, &mut slow.fx);

@@ -175,7 +175,7 @@ fn every_operation_has_an_answer() {
             Op::Ping => assert_eq!(ops(&got), [Op::Pong]),
             Op::Close => assert!(!world.is_connected(client)),
             Op::Send | Op::Receipt => assert_eq!(error(&got, 5), ErrorCode::BAD_ARGUMENT),
-            Op::ReceiptsGet => assert_eq!(error(&got, 5), ErrorCode::MALFORMED),
+            Op::ReceiptsGet | Op::Reauth => assert_eq!(error(&got, 5), ErrorCode::MALFORMED),
             Op::Hello | Op::RegStart | Op::RegConfirm => {
                 assert_eq!(close, Some(CloseCode::PROTOCOL_ERROR));
             }

@@ -279,6 +279,7 @@ fn an_authenticator_that_answers_at_the_last_moment_is_in_time() {
         resumed: false,
         resume_token: Vec::new(),
         resume_ttl_s: 0,
+        ..Grant::default()
     };
     let result = Ok(grant);
     shard.handle(at(15), Input::Authenticated { conn, result }, &mut fx);

@@ -22,3 +22,4 @@ mod retry;
 mod slow_reader;
 mod support;
 mod takeover;
+mod tokens;

@@ -2,16 +2,19 @@
 //!
 //! A certificate that names a user is a login: HELLO needs no token beside it. A token that is there
 //! all the same is judged as ever, and has to name the same user, and the same device if the
-//! certificate names one: a stolen token is worth nothing to whoever has another certificate.
+//! certificate names one: a stolen token is worth nothing to whoever has another certificate. A device
+//! that was revoked needs such a token, since a certificate does not say what it comes after.
 
 use portico_core::{AuthError, Credentials, Grant};
 use portico_tls::Client;
+use portico_wire::ids::{DeviceId, UserId};
 
-/// `ask` is the authenticator.
+/// `ask` is the authenticator, and `vouch` what it says of a device without a token.
 pub(in crate::driver) fn authenticate(
     client: Option<Client>,
     credentials: &Credentials,
     ask: impl FnOnce(&Credentials) -> Result<Grant, AuthError>,
+    vouch: impl FnOnce(UserId, DeviceId) -> Result<u32, AuthError>,
 ) -> Result<Grant, AuthError> {
     let Some(client) = client else {
         return ask(credentials);
@@ -39,13 +42,15 @@ pub(in crate::driver) fn authenticate(
         // The certificate is shown again at the next login.
         resume_token: Vec::new(),
         resume_ttl_s: 0,
+        // A connection outlives its certificate.
+        expires_unix_s: 0,
+        epoch: vouch(client.user, device)?,
     })
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use portico_wire::ids::{DeviceId, UserId};
 
     fn client(device: Option<u16>) -> Client {
         Client {
@@ -69,9 +74,7 @@ mod tests {
         Ok(Grant {
             user: UserId(user.parse().map_err(|_| AuthError::Invalid)?),
             device: DeviceId(device.parse().map_err(|_| AuthError::Invalid)?),
-            resumed: false,
-            resume_token: Vec::new(),
-            resume_ttl_s: 0,
+            ..Grant::default()
         })
     }
 
@@ -81,7 +84,7 @@ mod tests {
         credentials: &Credentials,
         expected: Result<(u64, u16), AuthError>,
     ) {
-        let found = authenticate(client, credentials, ask);
+        let found = authenticate(client, credentials, ask, |_, _| Ok(4));
         let found = found.map(|grant| (grant.user.0, grant.device.0));
         assert_eq!(found, expected, "{client:?} {credentials:?}");
     }
@@ -94,6 +97,17 @@ mod tests {
         let wrong = Err(AuthError::WrongDevice);
         check(Some(client(Some(3))), &hello("", 4), wrong);
         check(Some(client(None)), &hello("", 0), Err(AuthError::Invalid));
+    }
+
+    #[test]
+    fn a_revoked_device_needs_a_token_beside_its_certificate() {
+        let revoked = |_, _| Err(AuthError::Revoked);
+        let alone = authenticate(Some(client(Some(2))), &hello("", 0), ask, revoked);
+        assert_eq!(alone, Err(AuthError::Revoked));
+        let beside = authenticate(Some(client(Some(2))), &hello("7 2", 0), ask, revoked);
+        assert!(beside.is_ok());
+        let good = authenticate(Some(client(Some(2))), &hello("", 0), ask, |_, _| Ok(4));
+        assert_eq!(good.map(|grant| grant.epoch), Ok(4));
     }
 
     #[test]
