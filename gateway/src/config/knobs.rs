@@ -79,7 +79,7 @@ knobs! {
     "Lets server.listen be another address than one of this machine. Tokens and messages then cross \
      the network as they are: right behind a proxy that ends TLS, wrong elsewhere.";
     "server.admin", Address(server.admin), NO_BOUNDS,
-    "Where operators ask for /healthz, /readyz, /metrics and /version. It has no sign-in: keep it \
+    "Where operators ask for /healthz, /readyz, /metrics and /version. These have no sign-in: keep it \
      on loopback or in a network of your own.";
     "server.data", Path(server.data), NO_BOUNDS,
     "The data directory: keys, and the embedded store. One running gateway per directory.";
