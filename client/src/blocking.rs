@@ -1,4 +1,4 @@
-//! One session on a thread of its own, over TCP, for programs that block.
+//! One session on a thread of its own, over TCP or TLS, for programs that block.
 //!
 //! The thread waits in `poll` for the socket, the session's timers and its owner, all at once, so
 //! that an idle client costs nothing. It reconnects as the session says; the owner sees that in
@@ -12,8 +12,10 @@
 //! - The session is never locked during a system call that can wait.
 
 use crate::{
+    link::Link,
     owned::OwnedEvent,
     session::{Event, Now, Phase, SendError, SendOptions, Session, SessionState},
+    tls::{TlsClient, TlsError},
 };
 use portico_wire::{
     CloseCode,
@@ -25,7 +27,6 @@ use std::{
     fmt,
     io::{self, Read, Write},
     mem,
-    net::{Shutdown, TcpStream, ToSocketAddrs},
     os::unix::net::UnixStream,
     sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError},
     thread::{self, JoinHandle},
@@ -38,11 +39,6 @@ pub const EVENTS_MAX: usize = 1_024;
 const READ_BYTES: usize = 16_384;
 /// Bytes that the socket has not taken; with more, nothing is read.
 const UNWRITTEN_BYTES_MAX: usize = 512 * 1_024;
-const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
-/// Addresses tried for one name.
-const ADDRESSES_MAX: usize = 4;
-/// How long a client that closes waits for its last bytes to be taken, and for the server's end.
-const FAREWELL: Duration = Duration::from_secs(1);
 /// A draining server is left after another attempt when the first failed.
 const LEAVE_AGAIN_US: u64 = 1_000_000;
 
@@ -71,6 +67,8 @@ struct State {
     source: Option<TokenSource>,
     /// The source is to be asked.
     token_wanted: bool,
+    /// Why the last attempt came to nothing, if TLS was the reason.
+    tls_failure: Option<TlsError>,
     /// The owner wants another connection, now.
     reconnect: bool,
     closing: bool,
@@ -89,7 +87,22 @@ impl fmt::Debug for TokenSource {
 impl Client {
     /// Starts the thread that connects to `address` ("host:port"), now and again. It returns at
     /// once; [`Self::wait_live`] tells when the session is up to date.
-    pub fn connect(address: impl Into<String>, mut session: Session) -> io::Result<Self> {
+    pub fn connect(address: impl Into<String>, session: Session) -> io::Result<Self> {
+        Self::start(address.into(), session, None)
+    }
+
+    /// The same with TLS. Each connection after the first resumes with the ticket of the one before
+    /// if the server still takes it. Why there is none is told by [`Self::tls_failure`].
+    #[cfg(feature = "tls")]
+    pub fn connect_tls(
+        address: impl Into<String>,
+        session: Session,
+        tls: TlsClient,
+    ) -> io::Result<Self> {
+        Self::start(address.into(), session, Some(tls))
+    }
+
+    fn start(address: String, mut session: Session, tls: Option<TlsClient>) -> io::Result<Self> {
         let (waker, wakes) = UnixStream::pair()?;
         waker.set_nonblocking(true)?;
         wakes.set_nonblocking(true)?;
@@ -101,6 +114,7 @@ impl Client {
                 auto_ack,
                 source: None,
                 token_wanted: false,
+                tls_failure: None,
                 reconnect: false,
                 closing: false,
                 ended: false,
@@ -112,8 +126,10 @@ impl Client {
         let worker = Worker {
             shared: Arc::clone(&shared),
             wakes,
-            address: address.into(),
+            address,
+            tls,
             link: None,
+            plain: Vec::new(),
             connect_at_us: Some(0),
             leave_at_us: None,
             full: false,
@@ -240,6 +256,13 @@ impl Client {
         self.shared.lock().session.phase()
     }
 
+    /// Why there is no connection, if TLS is the reason: the certificate, or that one side speaks
+    /// TLS and the other does not. After [`OwnedEvent::Closed`] of an attempt that failed so.
+    #[must_use]
+    pub fn tls_failure(&self) -> Option<TlsError> {
+        self.shared.lock().tls_failure.clone()
+    }
+
     /// Messages without SENT.
     #[must_use]
     pub fn unsent(&self) -> usize {
@@ -331,17 +354,14 @@ struct Worker {
     shared: Arc<Shared>,
     wakes: UnixStream,
     address: String,
+    tls: Option<TlsClient>,
     link: Option<Link>,
+    /// What was read last; kept for its memory.
+    plain: Vec<u8>,
     connect_at_us: Option<u64>,
     leave_at_us: Option<u64>,
     /// The owner has too many events to take; nothing is read.
     full: bool,
-}
-
-#[derive(Debug)]
-struct Link {
-    stream: TcpStream,
-    unwritten: Vec<u8>,
 }
 
 impl Worker {
@@ -369,10 +389,7 @@ impl Worker {
             }
         });
         self.refresh(now);
-        self.collect_output();
-        if let Some(link) = &mut self.link
-            && write(link).is_err()
-        {
+        if self.write_output().is_err() {
             // A CLOSE may be waiting in front of the end.
             while self.read(buffer) {}
             self.lost();
@@ -385,7 +402,7 @@ impl Worker {
         let timeout_us = state.session.next_timeout();
         drop(state);
         if !connected && let Some(link) = self.link.take() {
-            farewell(link, buffer);
+            link.farewell(buffer);
         }
         if closing {
             return false;
@@ -410,7 +427,7 @@ impl Worker {
         }
         self.full = !room;
         // A server that writes and never reads must not make us hold answers without end.
-        let unwritten = self.link.as_ref().map_or(0, |link| link.unwritten.len());
+        let unwritten = self.link.as_ref().map_or(0, Link::unwritten);
         let reads = room && unwritten < UNWRITTEN_BYTES_MAX;
         self.wait(timeout_us, reads);
         if reads {
@@ -487,23 +504,32 @@ impl Worker {
         self.connect_at_us = None;
         let leaving = self.leave_at_us.take().is_some();
         let endpoint = self.shared.lock().session.take_endpoint();
-        let stream = match &endpoint {
+        let mut plain = mem::take(&mut self.plain);
+        let mut open = |address: &str| {
+            plain.clear();
+            Link::open(address, self.tls.as_ref(), &mut plain)
+        };
+        let link = match &endpoint {
             Some(endpoint) => open(endpoint).or_else(|_| open(&self.address)),
             None => open(&self.address),
         };
         let now = self.shared.now();
-        match stream {
-            Ok(stream) => {
-                let mut state = self.shared.lock();
-                // The owner may have closed the session while this thread was connecting.
-                if !state.closing && state.session.phase() != Phase::Stopped(CloseCode::NORMAL) {
-                    state.session.connected(now);
-                    self.link = Some(Link {
-                        stream,
-                        unwritten: Vec::new(),
-                    });
-                }
+        let mut state = self.shared.lock();
+        state.tls_failure = link.as_ref().err().and_then(TlsError::within).cloned();
+        // The owner may have closed the session while this thread was connecting.
+        let wanted = !state.closing && state.session.phase() != Phase::Stopped(CloseCode::NORMAL);
+        drop(state);
+        match link {
+            Ok(link) if wanted => {
+                self.link = Some(link);
+                self.with_session(now, |session, on_event| {
+                    session.connected(now);
+                    if !plain.is_empty() {
+                        session.received(now, &plain, on_event);
+                    }
+                });
             }
+            Ok(_) => {}
             Err(_) if leaving => {
                 self.leave_at_us = Some(now.mono_us.saturating_add(LEAVE_AGAIN_US));
             }
@@ -515,16 +541,13 @@ impl Worker {
         }
     }
 
-    fn collect_output(&mut self) {
-        if let Some(link) = &mut self.link {
-            let mut state = self.shared.lock();
-            let output = state.session.output();
-            if link.unwritten.is_empty() {
-                link.unwritten = mem::take(output);
-            } else {
-                link.unwritten.append(output);
-            }
-        }
+    fn write_output(&mut self) -> io::Result<()> {
+        let Some(link) = &mut self.link else {
+            return Ok(());
+        };
+        let mut output = mem::take(self.shared.lock().session.output());
+        link.say(&mut output)?;
+        link.write()
     }
 
     /// Waits for the socket, a timer or the owner.
@@ -542,7 +565,7 @@ impl Worker {
         if let Some(link) = &self.link {
             let mut interest = PollFlags::empty();
             interest.set(PollFlags::IN, reads);
-            interest.set(PollFlags::OUT, !link.unwritten.is_empty());
+            interest.set(PollFlags::OUT, link.unwritten() > 0);
             // Without an interest the socket stays out: a hang-up is reported to everybody who
             // listens, again and again.
             if !interest.is_empty() {
@@ -560,18 +583,25 @@ impl Worker {
         let Some(link) = &mut self.link else {
             return false;
         };
-        match link.stream.read(buffer) {
-            Ok(0) => self.lost(),
-            Ok(count) => {
-                let now = self.shared.now();
-                let bytes = buffer.get(..count).unwrap_or_default();
-                self.with_session(now, |session, on_event| {
-                    session.received(now, bytes, on_event);
-                });
-                return true;
-            }
+        let mut plain = mem::take(&mut self.plain);
+        plain.clear();
+        let result = link.read(buffer, &mut plain);
+        if !plain.is_empty() {
+            let now = self.shared.now();
+            self.with_session(now, |session, on_event| {
+                session.received(now, &plain, on_event);
+            });
+        }
+        self.plain = plain;
+        match result {
+            Ok(true) => return true,
             Err(error) if is_transient(&error) => {}
-            Err(_) => self.lost(),
+            Ok(false) => self.lost(),
+            Err(error) => {
+                let failure = TlsError::within(&error).cloned();
+                self.shared.lock().tls_failure = failure;
+                self.lost();
+            }
         }
         false
     }
@@ -599,63 +629,4 @@ fn is_transient(error: &io::Error) -> bool {
         error.kind(),
         io::ErrorKind::WouldBlock | io::ErrorKind::Interrupted
     )
-}
-
-fn open(address: &str) -> io::Result<TcpStream> {
-    let mut last = io::Error::from(io::ErrorKind::AddrNotAvailable);
-    for address in address.to_socket_addrs()?.take(ADDRESSES_MAX) {
-        match TcpStream::connect_timeout(&address, CONNECT_TIMEOUT) {
-            Ok(stream) => {
-                stream.set_nodelay(true)?;
-                stream.set_nonblocking(true)?;
-                return Ok(stream);
-            }
-            Err(error) => last = error,
-        }
-    }
-    Err(last)
-}
-
-/// Writes as much as the socket takes.
-fn write(link: &mut Link) -> io::Result<()> {
-    let mut written = 0;
-    let result = loop {
-        let rest = link.unwritten.get(written..).unwrap_or_default();
-        if rest.is_empty() {
-            break Ok(());
-        }
-        match link.stream.write(rest) {
-            Ok(0) => break Err(io::ErrorKind::WriteZero.into()),
-            Ok(count) => written += count,
-            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-            Err(error) if error.kind() == io::ErrorKind::WouldBlock => break Ok(()),
-            Err(error) => break Err(error),
-        }
-    };
-    link.unwritten.drain(..written);
-    if link.unwritten.is_empty() {
-        link.unwritten = Vec::new();
-    }
-    result
-}
-
-/// Writes what is left and waits for the server's end: closing a socket with unread bytes resets
-/// it, and the server might lose our last ones. Whatever fails here, the connection is over.
-fn farewell(mut link: Link, buffer: &mut [u8]) {
-    let stream = &mut link.stream;
-    let deadline = Instant::now() + FAREWELL;
-    let _ = stream.set_nonblocking(false);
-    let _ = stream.set_write_timeout(Some(FAREWELL));
-    if stream.write_all(&link.unwritten).is_err() || stream.shutdown(Shutdown::Write).is_err() {
-        return;
-    }
-    loop {
-        let left = deadline.saturating_duration_since(Instant::now());
-        if left.is_zero() || stream.set_read_timeout(Some(left)).is_err() {
-            return;
-        }
-        if !matches!(stream.read(buffer), Ok(count) if count > 0) {
-            return;
-        }
-    }
 }

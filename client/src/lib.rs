@@ -69,11 +69,13 @@
 //! ```
 //!
 //! # Features
-//! `mint`: tokens from a local key. `chat`: the terminal chat, with `mint`.
+//! `mint`: tokens from a local key. `tls`: TLS 1.3 beneath both drivers ([`TlsClient`]). `chat`: the
+//! terminal chat, with both.
 
 pub mod blocking;
 #[cfg(feature = "chat")]
 pub mod chat;
+mod link;
 pub mod many;
 #[cfg(feature = "mint")]
 pub mod mint;
@@ -83,6 +85,7 @@ pub mod session;
 #[cfg(all(test, feature = "chat"))]
 #[path = "../tests/support/mod.rs"]
 mod support;
+mod tls;
 
 pub use blocking::Client;
 pub use owned::{OwnedEnvelope, OwnedEvent};
@@ -91,6 +94,9 @@ pub use session::{
     Event, Login, Now, Phase, ProtocolFault, SendError, SendOptions, Session, SessionConfig,
     SessionState, Settings, StateError,
 };
+pub use tls::TlsError;
+#[cfg(feature = "tls")]
+pub use tls::{CERTIFICATE_FILE, Resume, TlsClient};
 
 use portico_wire::{encode::Encoder, message::Envelope};
 

@@ -18,8 +18,9 @@
 //!   opened, or waits for a token that its owner was asked for: none is forgotten.
 //! - At most [`ManyConfig::connecting_max`] connections are between their first packet and WELCOME,
 //!   or wait for a token.
-//! - An idle connection owns its slot, a node of the wheel, and its resume token, nothing else: no
-//!   buffer, no heap entry, no object of the allocator that comes and goes with heartbeats.
+//! - An idle connection owns its slot, a node of the wheel, its resume token and, with TLS, what
+//!   rustls keeps of it, nothing else: no buffer, no heap entry, no object of the allocator that
+//!   comes and goes with heartbeats.
 //! - A thread with nothing to do but heartbeats wakes once a second for those of that second; the
 //!   drivers of one process do so at different moments.
 //! - Every descriptor is opened, used and closed by the thread that made the `Many`, which cannot
@@ -33,6 +34,7 @@
 
 mod config;
 mod open;
+mod secure;
 mod slot;
 mod sources;
 mod transport;
@@ -47,6 +49,7 @@ use rustix::{
     buffer::spare_capacity,
     event::{Timespec, epoll},
 };
+use secure::Security;
 use slot::{Beat, Reconnect, Slot, State};
 use socket2::SockRef;
 use sources::Sources;
@@ -78,6 +81,10 @@ pub struct Many {
     sources: Sources,
     epoll: OwnedFd,
     slots: Vec<Slot>,
+    /// One for each slot with TLS, none without.
+    security: Vec<Security>,
+    /// Begun so far.
+    handshakes: u64,
     wheel: Wheel,
     beat: Beat,
     /// Those to be opened, in order.
@@ -97,6 +104,8 @@ pub struct Many {
     ready: Vec<epoll::Event>,
     due: Vec<u32>,
     read_buffer: Box<[u8]>,
+    /// What TLS has opened.
+    plain: Vec<u8>,
     spare_buffers: Vec<Vec<u8>>,
     /// Its descriptors belong to one thread.
     not_send: PhantomData<*const ()>,
@@ -120,8 +129,12 @@ impl Many {
         let addresses = std::mem::take(&mut config.sources);
         Ok(Self {
             sources: Sources::new(addresses, config.source_offset),
-            config,
             epoll: epoll::create(epoll::CreateFlags::CLOEXEC)?,
+            security: match config.tls {
+                Some(_) => Vec::with_capacity(connections),
+                None => Vec::new(),
+            },
+            handshakes: 0,
             slots: Vec::with_capacity(connections),
             wheel: Wheel::with_capacity(connections),
             beat: Beat::new(DRIVERS.fetch_add(1, Ordering::Relaxed)),
@@ -133,9 +146,11 @@ impl Many {
             unread: Vec::new(),
             cut: Vec::new(),
             away: Vec::new(),
+            config,
             ready: Vec::with_capacity(READY_PER_TURN_MAX),
             due: Vec::new(),
             read_buffer: vec![0; READ_BYTES].into_boxed_slice(),
+            plain: Vec::new(),
             spare_buffers: Vec::new(),
             not_send: PhantomData,
         })
@@ -148,6 +163,9 @@ impl Many {
     pub fn add(&mut self, session: Session) -> ConnIndex {
         let index = u32::try_from(self.slots.len()).expect("fewer than 2^32 connections");
         self.slots.push(Slot::new(session));
+        if self.config.tls.is_some() {
+            self.security.push(Security::default());
+        }
         self.wheel.add_owner();
         self.queue.push_back(index);
         ConnIndex(index)
@@ -229,6 +247,7 @@ impl Many {
         let _ = SockRef::from(&socket).set_linger(Some(Duration::ZERO));
         slot.blocked = false;
         slot.paused = false;
+        self.forget_security(index);
         true
     }
 
@@ -239,7 +258,12 @@ impl Many {
             State::Tokenless => self.tokenless -= 1,
             // Its place in the queue is passed over.
             State::Queued | State::Waiting => {}
-            State::Connecting | State::Greeting | State::Up | State::Leaving | State::Stopped => {
+            State::Connecting
+            | State::Securing
+            | State::Greeting
+            | State::Up
+            | State::Leaving
+            | State::Stopped => {
                 return false;
             }
         }
@@ -296,7 +320,11 @@ impl Many {
                 self.leave(conn.0);
             }
             State::Greeting | State::Up | State::Leaving => {}
-            State::Queued | State::Tokenless | State::Connecting | State::Stopped => {}
+            State::Queued
+            | State::Tokenless
+            | State::Connecting
+            | State::Securing
+            | State::Stopped => {}
         }
     }
 

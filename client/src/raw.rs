@@ -1,6 +1,7 @@
-//! One TCP connection, frame by frame, without any rule of the protocol enforced on what is
+//! One connection, TCP or TLS, frame by frame, without any rule of the protocol enforced on what is
 //! written: for tests that have to misbehave, and for looking at a server by hand.
 
+use crate::tls::{Progress, Secured};
 use portico_wire::{
     CloseCode, Flags, Op, RouteHeader, SeqHeader,
     encode::{Encoder, put_routed},
@@ -23,6 +24,7 @@ const READ_BYTES: usize = 16_384;
 #[derive(Debug)]
 pub struct RawConnection {
     stream: TcpStream,
+    tls: Option<Box<Secured>>,
     input: Vec<u8>,
     encoder: Encoder,
 }
@@ -98,6 +100,7 @@ impl RawConnection {
                     stream.set_write_timeout(Some(PATIENCE))?;
                     return Ok(Self {
                         stream,
+                        tls: None,
                         input: Vec::new(),
                         encoder: Encoder::new(),
                     });
@@ -106,6 +109,21 @@ impl RawConnection {
             }
         }
         Err(last)
+    }
+
+    /// Connects to "host:port" and shakes hands. An error may carry a [`crate::TlsError`].
+    #[cfg(feature = "tls")]
+    pub fn connect_tls(address: &str, client: &crate::TlsClient) -> io::Result<Self> {
+        let mut raw = Self::connect(address)?;
+        let tls = crate::link::shake_hands(&raw.stream, address, client, &mut raw.input)?;
+        raw.tls = Some(tls);
+        Ok(raw)
+    }
+
+    /// The handshake resumed an earlier connection.
+    #[must_use]
+    pub fn has_resumed(&self) -> bool {
+        self.tls.as_ref().is_some_and(|tls| tls.has_resumed())
     }
 
     /// The socket, for options and half-closes.
@@ -118,9 +136,26 @@ impl RawConnection {
         &mut self.encoder
     }
 
-    /// Writes bytes as they are.
+    /// Writes bytes as they are, within TLS if there is any.
     pub fn write_bytes(&mut self, bytes: &[u8]) -> io::Result<()> {
-        self.stream.write_all(bytes)
+        match &mut self.tls {
+            None => self.stream.write_all(bytes),
+            Some(tls) => {
+                tls.seal(bytes)?;
+                let sealed = std::mem::take(tls.unsent());
+                self.stream.write_all(&sealed)
+            }
+        }
+    }
+
+    /// Says that nothing more comes, in the words of TLS.
+    pub fn close_notify(&mut self) -> io::Result<()> {
+        let Some(tls) = &mut self.tls else {
+            return Ok(());
+        };
+        tls.close();
+        let sealed = std::mem::take(tls.unsent());
+        self.stream.write_all(&sealed)
     }
 
     /// Logs in with default fields.
@@ -248,8 +283,16 @@ impl RawConnection {
         match self.stream.read(&mut buffer) {
             Ok(0) => Ok(false),
             Ok(count) => {
-                self.input
-                    .extend_from_slice(buffer.get(..count).unwrap_or_default());
+                let bytes = buffer.get_mut(..count).unwrap_or_default();
+                match &mut self.tls {
+                    None => self.input.extend_from_slice(bytes),
+                    Some(tls) => {
+                        let before = self.input.len();
+                        let progress = tls.receive(bytes, &mut self.input)?;
+                        // What came in front of the end is looked at first.
+                        return Ok(progress != Progress::Ended || self.input.len() > before);
+                    }
+                }
                 Ok(true)
             }
             Err(error) if error.kind() == io::ErrorKind::WouldBlock => {

@@ -20,6 +20,7 @@ use crate::{
     mint::{KEY_FILE, KeyError, SigningKey},
     owned::{OwnedEnvelope, OwnedEvent},
     session::{SendError, Session, SessionConfig, StateError},
+    tls::TlsClient,
 };
 use marks::Marks;
 use portico_wire::{
@@ -64,6 +65,8 @@ pub struct ChatOptions {
     pub target: String,
     /// The gateway's data directory: its key signs our token, `chat/` holds our place.
     pub data: PathBuf,
+    /// TLS with the gateway.
+    pub tls: Option<TlsClient>,
     /// Colours, if standard output is a terminal and `NO_COLOR` is not set.
     pub color: bool,
     /// Go on listening when standard input has ended.
@@ -80,6 +83,7 @@ impl ChatOptions {
             peer,
             target: "127.0.0.1:7400".to_owned(),
             data: PathBuf::from("./portico-data"),
+            tls: None,
             color: true,
             follow: false,
         }
@@ -207,7 +211,11 @@ impl<W: Write> Chat<W> {
             .fill(&mut seed)
             .map_err(|_| ChatError::Start(io::Error::other("the system has no randomness")))?;
         let session = Session::new(config, state, u64::from_le_bytes(seed));
-        let client = Client::connect(&options.target, session).map_err(ChatError::Start)?;
+        let client = match options.tls.clone() {
+            Some(tls) => Client::connect_tls(&options.target, session, tls),
+            None => Client::connect(&options.target, session),
+        };
+        let client = client.map_err(ChatError::Start)?;
         Ok(Self {
             options,
             key,
@@ -447,6 +455,8 @@ impl<W: Write> Chat<W> {
         if code != CloseCode::DRAINING && !self.is_cut_off {
             self.is_cut_off = true;
             let target = &self.options.target;
+            let tls_failure = self.client.tls_failure();
+            let detail = tls_failure.map_or_else(|| detail.to_owned(), |error| error.sentence());
             let text = format!("not connected to {target} ({detail}); trying again and again");
             self.screen.notice(&text)?;
         }

@@ -3,6 +3,7 @@
 use super::*;
 use crate::{
     session::SessionState,
+    support::front::{Faults, Front, Identity},
     support::server::{PATIENCE, Server},
 };
 use base64::{Engine, engine::general_purpose::URL_SAFE_NO_PAD};
@@ -337,4 +338,25 @@ fn lines_are_cut_at_their_ends_and_long_ones_refused() {
         "End".to_owned(),
     ];
     assert_eq!(read, expected);
+}
+
+#[test]
+fn a_chat_over_tls_is_a_chat_and_says_why_it_has_no_connection() {
+    let server = Server::start(identify);
+    let identity = Identity::self_signed();
+    let front = Front::start(&identity, server.address, Faults::default());
+    let data = Data::new();
+    let options = |tls: &Identity| ChatOptions {
+        target: front.address.to_string(),
+        tls: Some(TlsClient::trusting_pem(tls.trusted.as_bytes(), "the test").unwrap()),
+        ..data.options(&server, 1, 2)
+    };
+    let (text, result) = piped(options(&identity), "over TLS\n");
+    assert!(result.is_ok(), "{result:?}");
+    assert!(text.contains('✓'), "{text}");
+    assert_eq!(front.handshakes(), (1, 0));
+
+    let stranger = Running::start_with(options(&Identity::self_signed()), Duration::ZERO);
+    stranger.paper.wait("nobody who is trusted; --tls-ca names");
+    assert!(stranger.end().1.is_err());
 }

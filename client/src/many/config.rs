@@ -1,6 +1,9 @@
 //! What the owner of a [`Many`](super::Many) gives it, and what it hears.
 
-use crate::session::{Event, Now};
+use crate::{
+    session::{Event, Now},
+    tls::TlsClient,
+};
 use std::{
     io,
     net::{IpAddr, SocketAddr},
@@ -54,6 +57,11 @@ pub struct ManyConfig {
     pub connects_per_s: u32,
     /// From the first packet to WELCOME.
     pub connect_timeout_ms: u32,
+    /// With the feature `tls`: what is spoken beneath the protocol. `None`: nothing.
+    #[cfg(feature = "tls")]
+    pub tls: Option<TlsClient>,
+    #[cfg(not(feature = "tls"))]
+    pub(crate) tls: Option<TlsClient>,
     pub clock: Clock,
 }
 
@@ -68,6 +76,7 @@ impl ManyConfig {
             connecting_max: 256,
             connects_per_s: 20_000,
             connect_timeout_ms: 10_000,
+            tls: None,
             clock,
         }
     }
@@ -86,6 +95,8 @@ pub enum ManyEvent<'a> {
     ConnectFailed(&'a io::Error),
     /// The handshake of TCP is done, so long after the attempt began.
     Connected { after_us: u64 },
+    /// The handshake of TLS is done, so long after it began; it was one that resumes, or a full one.
+    Secured { handshake_us: u64, resumed: bool },
     /// WELCOME has come, so long after the attempt began; the session's own event follows.
     LoggedIn { after_us: u64 },
     /// The connection is to be opened, and its session has no token left to log in with: it waits

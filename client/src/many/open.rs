@@ -77,10 +77,16 @@ impl Many {
         // Frames are gathered here; waiting in the kernel as well would only add delay. A socket
         // on which this fails is broken, and the next write says so.
         let _ = socket.set_nodelay(true);
-        slot.state = State::Greeting;
         let now = self.now();
         let after_us = self.attempt_us(index, now);
         on_event(now, ConnIndex(index), ManyEvent::Connected { after_us });
+        if self.config.tls.is_some() {
+            if let Err(error) = self.secure(index) {
+                self.connect_failed(index, &error.into(), on_event);
+            }
+            return;
+        }
+        self.slots[index as usize].state = State::Greeting;
         self.drive(index, on_event, |session, now, _| session.connected(now));
     }
 

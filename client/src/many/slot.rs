@@ -17,6 +17,8 @@ pub(super) enum State {
     Tokenless,
     /// The handshake of TCP runs, until `until_us` at most.
     Connecting,
+    /// The handshake of TLS runs, until `until_us` at most.
+    Securing,
     /// HELLO is out, WELCOME is awaited, until `until_us` at most.
     Greeting,
     Up,
@@ -70,7 +72,10 @@ impl Slot {
     }
 
     pub(super) const fn is_connecting(&self) -> bool {
-        matches!(self.state, State::Connecting | State::Greeting)
+        matches!(
+            self.state,
+            State::Connecting | State::Securing | State::Greeting
+        )
     }
 
     /// When something has to be done without an event of the socket.
@@ -80,7 +85,7 @@ impl Slot {
             Some(beat.choose(from_us, to_us))
         };
         match self.state {
-            State::Waiting | State::Connecting => Some(self.until_us),
+            State::Waiting | State::Connecting | State::Securing => Some(self.until_us),
             State::Greeting | State::Leaving => {
                 Some(self.until_us.min(session().unwrap_or(u64::MAX)))
             }

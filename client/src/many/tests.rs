@@ -65,7 +65,9 @@ fn turn_until(many: &mut Many, mut done: impl FnMut(&Many, &[String]) -> bool) -
                 }
                 ManyEvent::ConnectFailed(error) => format!("failed {:?}", error.kind()),
                 ManyEvent::TokenWanted => "token?".to_owned(),
-                ManyEvent::Connected { .. } | ManyEvent::LoggedIn { .. } => return,
+                ManyEvent::Connected { .. }
+                | ManyEvent::Secured { .. }
+                | ManyEvent::LoggedIn { .. } => return,
             };
             events.push(format!("{}: {text}", conn.0));
         })

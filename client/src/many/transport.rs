@@ -6,9 +6,15 @@ use super::{
     config::{ConnIndex, ManyEvent, OnEvent},
     slot::{Outcome, Reconnect, State},
 };
-use crate::session::{Event, Now, Phase, Session};
+use crate::{
+    session::{Event, Now, Phase, Session},
+    tls::TlsError,
+};
 use rustix::event::epoll;
-use std::io::{self, Read, Write};
+use std::{
+    io::{self, Read, Write},
+    net::TcpStream,
+};
 
 /// Full buffers taken from one connection before the others get their turn.
 const READS_IN_A_ROW_MAX: usize = 8;
@@ -16,6 +22,29 @@ const READS_IN_A_ROW_MAX: usize = 8;
 const SPARE_BUFFERS_MAX: usize = 256;
 /// A write buffer that has grown beyond this is given back instead of kept.
 const SPARE_BUFFER_BYTES_MAX: usize = 65_536;
+
+/// What a connection's socket is to be given: what TLS has sealed, or without TLS what the session
+/// says.
+struct Unsent<'a> {
+    socket: Option<&'a TcpStream>,
+    bytes: &'a mut Vec<u8>,
+    blocked: &'a mut bool,
+}
+
+impl<'a> Unsent<'a> {
+    fn of(many: &'a mut Many, index: u32) -> Self {
+        let slot = &mut many.slots[index as usize];
+        let security = many.security.get_mut(index as usize);
+        Self {
+            socket: slot.socket.as_ref(),
+            bytes: match security.and_then(|security| security.secured.as_mut()) {
+                Some(secured) => secured.unsent(),
+                None => slot.session.output(),
+            },
+            blocked: &mut slot.blocked,
+        }
+    }
+}
 
 impl Many {
     pub(super) fn socket_event(
@@ -65,13 +94,11 @@ impl Many {
         while let Some(mut socket) = self.slots[index as usize].socket.as_ref() {
             match socket.read(&mut buffer) {
                 Ok(0) => {
-                    self.transport_ended(index, on_event);
+                    self.socket_ended(index, on_event);
                     break;
                 }
                 Ok(bytes) => {
-                    self.drive(index, on_event, |session, now, on_event| {
-                        session.received(now, &buffer[..bytes], on_event);
-                    });
+                    self.received(index, &mut buffer[..bytes], on_event);
                     if bytes < buffer.len() && !ended {
                         break;
                     }
@@ -79,7 +106,7 @@ impl Many {
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => break,
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
                 Err(_) => {
-                    self.transport_ended(index, on_event);
+                    self.socket_ended(index, on_event);
                     break;
                 }
             }
@@ -98,6 +125,9 @@ impl Many {
         let over = now_us >= slot.until_us;
         match slot.state {
             State::Waiting if over => self.enqueue(index),
+            State::Securing if over => {
+                self.connect_failed(index, &TlsError::TimedOut.into(), on_event);
+            }
             State::Connecting | State::Greeting if over => {
                 let error = io::Error::from(io::ErrorKind::TimedOut);
                 self.connect_failed(index, &error, on_event);
@@ -118,7 +148,7 @@ impl Many {
                     self.rearm(index);
                 }
             }
-            State::Waiting | State::Connecting => self.rearm(index),
+            State::Waiting | State::Connecting | State::Securing => self.rearm(index),
             State::Queued | State::Tokenless | State::Stopped => {}
         }
     }
@@ -158,6 +188,16 @@ impl Many {
         }
     }
 
+    /// Nothing more comes. With TLS this may be somebody's doing who cannot do more than cut: what
+    /// counts is whether the server has said CLOSE, and the session knows that.
+    fn socket_ended(&mut self, index: u32, on_event: &mut OnEvent<'_>) {
+        if self.slots[index as usize].state == State::Securing {
+            self.connect_failed(index, &TlsError::CutOff.into(), on_event);
+        } else {
+            self.transport_ended(index, on_event);
+        }
+    }
+
     /// The socket is gone, or never was: the session hears of it and gives its verdict.
     pub(super) fn transport_ended(&mut self, index: u32, on_event: &mut OnEvent<'_>) {
         self.drop_socket(index);
@@ -191,11 +231,14 @@ impl Many {
 
     /// The connection is over; what the session still wanted to say (a CLOSE) is tried once.
     pub(super) fn end(&mut self, index: u32, now: Now, reconnect: Reconnect) {
-        let slot = &mut self.slots[index as usize];
-        if let Some(mut socket) = slot.socket.as_ref()
-            && !slot.session.output().is_empty()
-        {
-            let _ = socket.write(slot.session.output());
+        if self.slots[index as usize].socket.is_some() {
+            self.seal(index, true);
+            let unsent = Unsent::of(self, index);
+            if let Some(mut socket) = unsent.socket
+                && !unsent.bytes.is_empty()
+            {
+                let _ = socket.write(unsent.bytes);
+            }
         }
         self.drop_socket(index);
         let slot = &mut self.slots[index as usize];
@@ -222,6 +265,7 @@ impl Many {
         slot.blocked = false;
         slot.paused = false;
         *slot.session.output() = Vec::new();
+        self.forget_security(index);
     }
 
     /// After every call of a session: it may have bytes to write and another deadline.
@@ -231,8 +275,10 @@ impl Many {
     }
 
     pub(super) fn mark_dirty(&mut self, index: u32) {
+        let has_unsent = self.has_unsent(index);
         let slot = &mut self.slots[index as usize];
-        if !slot.dirty && !slot.blocked && !slot.session.output().is_empty() {
+        let waits = has_unsent || !slot.session.output().is_empty();
+        if !slot.dirty && !slot.blocked && waits {
             slot.dirty = true;
             self.dirty.push(index);
         }
@@ -272,21 +318,28 @@ impl Many {
 
     /// Writes what the session has queued; false when the transport is gone.
     pub(super) fn write(&mut self, index: u32) -> bool {
-        let slot = &mut self.slots[index as usize];
-        let Some(mut socket) = slot.socket.as_ref() else {
+        if !self.seal(index, false) {
+            return false;
+        }
+        let Unsent {
+            socket,
+            bytes,
+            blocked,
+        } = Unsent::of(self, index);
+        let Some(mut socket) = socket else {
             return true;
         };
-        let output = slot.session.output();
-        while !output.is_empty() {
-            match socket.write(output) {
-                Ok(bytes) if bytes == output.len() => {
-                    output.clear();
-                    self.take_buffer_back(index);
+        while !bytes.is_empty() {
+            match socket.write(bytes) {
+                Ok(count) if count == bytes.len() => {
+                    bytes.clear();
+                    let buffer = std::mem::take(bytes);
+                    self.keep_buffer(buffer);
                     return true;
                 }
-                Ok(bytes) => drop(output.drain(..bytes)),
+                Ok(count) => drop(bytes.drain(..count)),
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
-                    slot.blocked = true;
+                    *blocked = true;
                     return true;
                 }
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
@@ -313,6 +366,11 @@ impl Many {
             return;
         }
         let buffer = std::mem::take(output);
+        self.keep_buffer(buffer);
+    }
+
+    /// An empty one, for whoever is next.
+    fn keep_buffer(&mut self, buffer: Vec<u8>) {
         if self.spare_buffers.len() < SPARE_BUFFERS_MAX
             && buffer.capacity() <= SPARE_BUFFER_BYTES_MAX
         {

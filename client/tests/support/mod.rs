@@ -7,6 +7,8 @@
     reason = "each test binary uses a part of it"
 )]
 
+#[cfg(feature = "tls")]
+pub mod front;
 pub mod server;
 
 use portico_wire::{
