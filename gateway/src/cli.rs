@@ -1,7 +1,9 @@
 //! The command line.
 
+use crate::Failure;
 use clap::{Args, Parser, Subcommand};
-use std::path::PathBuf;
+use portico_client::{CERTIFICATE_FILE, TlsClient};
+use std::path::{Path, PathBuf};
 
 /// Longest life of a token that `portico token` makes.
 const TTL_S_MAX: u64 = 365 * 86_400;
@@ -224,9 +226,19 @@ pub(crate) struct ChatArgs {
     /// Your device
     #[arg(long, value_name = "D", default_value_t = 1, value_parser = clap::value_parser!(u16).range(1..))]
     pub(crate) device: u16,
-    /// The gateway, as host:port
-    #[arg(long, value_name = "ADDR", default_value = "127.0.0.1:7400")]
-    pub(crate) target: String,
+    /// The gateway, as host:port [default: 127.0.0.1:7400, with --tls 127.0.0.1:7443]
+    #[arg(long, value_name = "ADDR")]
+    target: Option<String>,
+    /// Speak TLS
+    #[arg(long)]
+    tls: bool,
+    /// Certificate to trust (PEM): an authority's, or the gateway's own if it is self-signed
+    /// [default: tls-cert.pem in the data directory, where `serve --tls-self-signed` leaves it]
+    #[arg(long, value_name = "FILE", requires = "tls")]
+    tls_ca: Option<PathBuf>,
+    /// Whose certificate is expected [default: the host of --target]
+    #[arg(long, value_name = "NAME", requires = "tls", alias = "tls-name")]
+    server_name: Option<String>,
     /// Data directory of the gateway: its key signs you in, and your place in the chat is kept there
     /// [default: ./portico-data]
     #[arg(long, value_name = "DIR")]
@@ -237,6 +249,32 @@ pub(crate) struct ChatArgs {
     /// Plain text (NO_COLOR does the same)
     #[arg(long)]
     pub(crate) no_color: bool,
+}
+
+impl ChatArgs {
+    pub(crate) fn target(&self) -> &str {
+        match (&self.target, self.tls) {
+            (Some(target), _) => target,
+            (None, false) => "127.0.0.1:7400",
+            (None, true) => "127.0.0.1:7443",
+        }
+    }
+
+    /// Whom to trust, if TLS is wanted.
+    pub(crate) fn tls(&self, data: &Path) -> Result<Option<TlsClient>, Failure> {
+        if !self.tls {
+            return Ok(None);
+        }
+        let own = data.join(CERTIFICATE_FILE);
+        let trusted = TlsClient::trusting(self.tls_ca.as_ref().unwrap_or(&own));
+        let client = match &self.server_name {
+            Some(name) => trusted.and_then(|client| client.named(name)),
+            None => trusted,
+        };
+        client
+            .map(Some)
+            .map_err(|error| Failure::Use(error.sentence()))
+    }
 }
 
 #[derive(Args, Debug)]
@@ -345,6 +383,30 @@ mod tests {
             assert!(crate::config::KNOBS.iter().any(|knob| knob.key == key));
         }
         assert_eq!(all.serve.config, Some(PathBuf::from("g")));
+    }
+
+    #[test]
+    fn a_chat_over_tls_has_a_port_and_a_trust_of_its_own() {
+        let chat = |line: &str| match parse(line).unwrap().command {
+            Some(Command::Chat(chat)) => chat,
+            other => panic!("{other:?}"),
+        };
+        let plain = chat("portico chat --as 1 --to 2");
+        assert_eq!(plain.target(), "127.0.0.1:7400");
+        assert!(matches!(plain.tls(Path::new("d")), Ok(None)));
+        let tls = chat("portico chat --as 1 --to 2 --tls --server-name a");
+        assert_eq!(tls.target(), "127.0.0.1:7443");
+        for (line, file) in [
+            ("--tls", "d/tls-cert.pem"),
+            ("--tls --tls-ca x/ca.pem", "x/ca.pem"),
+        ] {
+            let refused = chat(&format!("portico chat --as 1 --to 2 {line}")).tls(Path::new("d"));
+            let Err(Failure::Use(text)) = refused else {
+                panic!("{refused:?}");
+            };
+            assert!(text.contains(file) && text.contains("--tls-ca"), "{text}");
+        }
+        assert!(parse("portico chat --as 1 --to 2 --tls-ca x").is_err());
     }
 
     #[test]

@@ -167,10 +167,12 @@ fn unix_s() -> Result<u64, Failure> {
 }
 
 fn chat(args: cli::ChatArgs) -> Result<(), Failure> {
+    let data = data_dir(args.data.clone());
     let options = ChatOptions {
         device: DeviceId(args.device),
-        target: args.target,
-        data: data_dir(args.data),
+        target: args.target().to_owned(),
+        tls: args.tls(&data)?,
+        data,
         color: !args.no_color,
         follow: args.follow,
         ..ChatOptions::new(UserId(args.me), UserId(args.to))
