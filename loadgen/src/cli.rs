@@ -14,7 +14,7 @@ use crate::{
 };
 use anyhow::Context;
 use clap::{CommandFactory, FromArgMatches, Parser, Subcommand};
-use portico_client::mint::KEY_FILE;
+use portico_client::{CERTIFICATE_FILE, mint::KEY_FILE};
 use std::{
     path::{Path, PathBuf},
     time::Duration,
@@ -59,9 +59,10 @@ pub(crate) struct Args {
     /// A plan in a file, whatever its name
     #[arg(long = "plan", value_name = "FILE", conflicts_with = "plan")]
     plan_file: Option<PathBuf>,
-    /// The target's address, HOST:PORT: the gateway's binary protocol
-    #[arg(long, value_name = "ADDR", default_value = "127.0.0.1:7400")]
-    pub target: String,
+    /// The target's address, HOST:PORT: the gateway's binary protocol; default: 127.0.0.1:7400, with
+    /// --tls 127.0.0.1:7443
+    #[arg(long, value_name = "ADDR")]
+    target: Option<String>,
     /// Private key that signs the tokens of the test users (PEM)
     #[arg(long, value_name = "FILE", conflicts_with = "data")]
     key_file: Option<PathBuf>,
@@ -153,6 +154,20 @@ impl Args {
         self.overrides.apply(&mut plan, self.workers())?;
         plan.check(self.workers())?;
         Ok(plan)
+    }
+
+    /// Where the plan is carried out, HOST:PORT.
+    pub(crate) fn target(&self, plan: &Plan) -> String {
+        let default = match plan.tls {
+            None => "127.0.0.1:7400",
+            Some(_) => "127.0.0.1:7443",
+        };
+        self.target.clone().unwrap_or_else(|| default.to_owned())
+    }
+
+    /// Where a gateway leaves the certificate that it has made itself.
+    pub(crate) fn certificate_file(&self) -> PathBuf {
+        self.data.join(CERTIFICATE_FILE)
     }
 
     /// The file with the signing key.
@@ -250,6 +265,31 @@ pub(crate) mod tests {
         };
         assert_eq!(got.expect("valid"), expected);
         assert_eq!(plan("").expect("valid").name, "smoke");
+    }
+
+    #[test]
+    fn tls_has_a_port_of_its_own_and_belongs_to_portico() {
+        let target = |line: &str| {
+            let line = parsed(line);
+            line.run.target(&line.run.plan().expect("valid"))
+        };
+        assert_eq!(target("smoke"), "127.0.0.1:7400");
+        assert_eq!(target("hold --tls"), "127.0.0.1:7443");
+        assert_eq!(target("relay --tls --target a:1"), "a:1");
+        let tls = plan("storm --tls --tls-ca c --tls-name n --tls-resume 0.5");
+        let tls = tls.expect("valid").tls.expect("asked for");
+        assert_eq!(tls.ca, Some("c".into()));
+        assert_eq!((tls.name.as_deref(), tls.resume), (Some("n"), Some(0.5)));
+        for (line, part) in [
+            ("smoke --tls-ca c", "add --tls"),
+            ("smoke --tls-resume 1", "add --tls"),
+            ("relay --tls --protocol mqtt-qos0", "--tls is about Portico"),
+            ("hold --tls --protocol nats", "--tls is about Portico"),
+            ("smoke --tls --tls-resume 1.5", "--tls-resume"),
+        ] {
+            let error = plan(line).expect_err(line).to_string();
+            assert!(error.contains(part), "{line}: {error}");
+        }
     }
 
     #[test]

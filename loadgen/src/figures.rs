@@ -5,6 +5,7 @@ use crate::{
     plan::Plan,
     remote,
     report::{Percentiles, grouped},
+    tls::{Handshakes, TlsReport},
     verifier::{Counts, Findings, histogram},
 };
 use hdrhistogram::Histogram;
@@ -60,6 +61,7 @@ pub(crate) struct Figures {
     back_us: Histogram<u64>,
     #[serde(with = "remote::histogram")]
     round_trip_us: Histogram<u64>,
+    pub handshakes: Handshakes,
     cut: u64,
     stopped_reading: u64,
     pub not_back: u64,
@@ -74,6 +76,7 @@ impl Figures {
             login_us: histogram(),
             back_us: histogram(),
             round_trip_us: histogram(),
+            handshakes: Handshakes::new(),
             cut: 0,
             stopped_reading: 0,
             not_back: 0,
@@ -133,6 +136,7 @@ impl Figures {
             // All have the same bounds and precision.
             sum.add(part).expect("histograms of the same bounds");
         }
+        self.handshakes.add(&other.handshakes);
         self.cut += other.cut;
         self.stopped_reading += other.stopped_reading;
         self.not_back += other.not_back;
@@ -164,6 +168,9 @@ pub(crate) struct FiguresReport {
     pub answers: u64,
     pub reads_missing: u64,
     pub verifier_bytes: u64,
+    /// Of runs with TLS.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub tls: Option<TlsReport>,
 }
 
 impl FiguresReport {
@@ -192,6 +199,7 @@ impl FiguresReport {
             answers: counts.answers,
             reads_missing: counts.reads_missing,
             verifier_bytes: figures.verifier_bytes,
+            tls: plan.tls.as_ref().map(|_| figures.handshakes.report()),
         }
     }
 
@@ -207,12 +215,17 @@ impl FiguresReport {
         for (name, values) in optional {
             rows.extend(values.as_ref().map(|values| (name, values)));
         }
+        let tls = self.tls.as_ref();
+        rows.extend(tls.map(|tls| ("TLS handshake", &tls.handshake_us)));
         rows
     }
 
     /// Rows of the table of counts that mean something only when they are not 0.
-    pub(crate) const fn counts(&self) -> [(&'static str, u64); 6] {
+    pub(crate) fn counts(&self) -> [(&'static str, u64); 8] {
+        let tls = self.tls.as_ref();
         [
+            ("TLS, full", tls.map_or(0, |tls| tls.handshakes_full)),
+            ("TLS, resumed", tls.map_or(0, |tls| tls.handshakes_resumed)),
             ("cut", self.cut),
             ("stopped reading", self.stopped_reading),
             ("not back", self.not_back),
@@ -228,6 +241,10 @@ impl FiguresReport {
         }
         if let Some(all_back_us) = self.all_back_us.filter(|us| *us > 0) {
             writeln!(out, "all were back after {} us", grouped(all_back_us))?;
+        }
+        let tls = self.tls.as_ref();
+        if let Some(bytes) = tls.and_then(|tls| tls.generator_bytes_per_session) {
+            writeln!(out, "TLS        {bytes} bytes of the tester per session")?;
         }
         writeln!(
             out,

@@ -17,7 +17,7 @@ use crate::{
     run::ports_per_source,
     tokens::Tokens,
 };
-use portico_client::{Now, many::Clock};
+use portico_client::{Now, TlsClient, many::Clock};
 use portico_wire::ids::{ConvSeq, DeviceId, UserId};
 use std::{
     io,
@@ -73,6 +73,8 @@ pub(crate) struct Promises {
 pub(crate) enum Happened<'a> {
     /// Ready to send, and to receive everything addressed to it, so long after the attempt began.
     Up { after_us: u64 },
+    /// TLS is there; its handshake took so long.
+    Secured { handshake_us: u64, resumed: bool },
     /// It was up, or on its way there. The fleet opens it again by itself, unless `for_good`.
     Down {
         /// The system's own reason, where it gave one.
@@ -167,6 +169,8 @@ pub(crate) struct Opening<'a> {
     pub users: u32,
     /// Who is a member of which group, if the plan has groups.
     pub groups: Option<Groups>,
+    /// What is spoken beneath Portico's protocol.
+    pub tls: Option<TlsClient>,
     /// Connections opened per second, at most.
     pub connects_per_s: u32,
     /// Seconds between two heartbeats; 0: as the system proposes.

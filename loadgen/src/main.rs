@@ -40,6 +40,7 @@ mod schedule;
 mod series;
 mod sink;
 mod target;
+mod tls;
 mod tokens;
 mod verdict;
 mod verifier;

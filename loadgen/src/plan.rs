@@ -3,8 +3,8 @@
 //! A plan is a TOML file; those in `plans/` are built in. What all plans have stands at the top, and
 //! a table for each behaviour that only some have: how messages follow each other (none: pairs and
 //! partners on a schedule; `pingpong`, `fanout`), what is done to connections (`storm`,
-//! `slow-readers`, `flap`), what people are like (`mixed`), and `hold`, which has an engine of its
-//! own. [`text`] reads and writes the files, [`check`] refuses what cannot be carried out, [`flows`]
+//! `slow-readers`, `flap`), what people are like (`mixed`), `hold`, which has an engine of its own,
+//! and what lies beneath the protocol (`tls`). [`text`] reads and writes the files, [`check`] refuses what cannot be carried out, [`flows`]
 //! says who writes to whom.
 
 mod check;
@@ -18,7 +18,11 @@ pub(crate) use text::{parse_duration, print};
 use crate::report::grouped;
 use anyhow::Context;
 use serde::{Deserialize, Serialize};
-use std::{fmt, fs, path::Path, time::Duration};
+use std::{
+    fmt, fs,
+    path::{Path, PathBuf},
+    time::Duration,
+};
 
 /// A workload. The built-in ones are starting points; flags override every field.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -72,6 +76,8 @@ pub(crate) struct Plan {
     pub flap: Option<Flap>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub mixed: Option<Mixed>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub tls: Option<Tls>,
 }
 
 /// What is spoken with the target.
@@ -216,6 +222,21 @@ pub(crate) struct Mixed {
     /// From arrival to the read mark; 0: nothing is marked.
     #[serde(with = "text::time")]
     pub read_delay: Duration,
+}
+
+/// TLS beneath the protocol.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct Tls {
+    /// Certificate to trust; `None`: that of the gateway's data directory.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub ca: Option<PathBuf>,
+    /// Whose certificate is expected; `None`: the target's host.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub name: Option<String>,
+    /// Share of the handshakes that offer a ticket, 0 to 1; `None`: of those that come back.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub resume: Option<f64>,
 }
 
 const fn one() -> u64 {

@@ -11,8 +11,9 @@ use crate::{
     process::{self, Usage},
     progress::Progress,
     random::mix,
-    report::{Measured, MeasuredServer, grouped},
+    report::{Measured, MeasuredServer, grouped, round},
     target::{self, Target},
+    tls::{self, Trust},
     tokens::Tokens,
     watch::{Sight, Watch},
     worker::{self, Assignment, Outcome},
@@ -63,7 +64,9 @@ pub(crate) fn run_watched(
     plan: &Plan,
     watch: &mut Watch<'_>,
 ) -> anyhow::Result<Measured> {
-    let target = Target::find(args, plan.protocol)?;
+    let trust = Trust::of(args, plan)?;
+    let target = Target::find(args, plan, trust.as_ref())?;
+    let tls = tls::clients(trust.as_ref())?;
     let key = match plan.protocol {
         Protocol::Portico => Some(target::load_key(args)?),
         _ => None,
@@ -80,6 +83,7 @@ pub(crate) fn run_watched(
     let sources = sources(target.address, plan.connections)?;
     let run = run_id().context("cannot read /dev/urandom")?;
     let at_rest = at_rest(target.pid);
+    let own_at_rest = process::usage(std::process::id());
 
     let clock = Clock::start();
     let control = Control::new();
@@ -104,6 +108,7 @@ pub(crate) fn run_watched(
             users: *users,
             users_before: *before,
             cpu: args.cpus.as_ref().map(|cpus| cpus.0[worker]),
+            tls: tls.clone(),
             connects_per_s: plan.hold.map_or(CONNECTS_PER_S, |hold| {
                 hold.ramp_per_s.div_ceil(args.workers() as u32)
             }),
@@ -152,7 +157,11 @@ pub(crate) fn run_watched(
     let outcomes = outcomes.into_iter().collect::<anyhow::Result<Vec<_>>>()?;
     let (led, view) = led?;
     let observed = view.observer.finish(&gauges);
-    let measured = measured(args, plan, run, &led, at_rest, observed);
+    let mut measured = measured(args, plan, run, &led, at_rest, observed);
+    measured.own_bytes_per_connection = own_at_rest.zip(led.own).map(|(before, after)| {
+        let grown = after.rss_bytes as f64 - before.rss_bytes as f64;
+        round(grown / (led.connections as f64).max(1.0), 1.0)
+    });
     Ok(add_up(measured, led.start_us, outcomes))
 }
 
@@ -211,6 +220,8 @@ pub(crate) struct Led {
     sending_us: u64,
     /// Somebody has ended it before its time: a sentence about it.
     interrupted: Option<String>,
+    /// Of this process, before the first message.
+    own: Option<Usage>,
     /// Of the server, before the first message and at the end.
     usage: Option<(Usage, Usage)>,
 }
@@ -274,6 +285,7 @@ pub(crate) fn lead<'a>(
         thread::sleep(POLL);
     }
     let connected = pid.and_then(process::usage);
+    let own = process::usage(std::process::id());
     let start_us = clock.now().mono_us + start_delay_us;
     control.start(start_us);
     view.observer.will_send(start_us, plan.duration);
@@ -306,6 +318,7 @@ pub(crate) fn lead<'a>(
         start_us,
         sending_us,
         interrupted,
+        own,
         usage: connected.zip(end),
     };
     Ok((led, view))

@@ -1,6 +1,11 @@
 //! What is measured: where it listens, which process it is, and the key that it trusts.
 
-use crate::{cli::Args, plan::Protocol, process};
+use crate::{
+    cli::Args,
+    plan::{Plan, Protocol},
+    process,
+    tls::{self, Trust},
+};
 use anyhow::{Context, bail};
 use portico_client::mint::SigningKey;
 use std::{
@@ -22,9 +27,9 @@ pub(crate) struct Target {
 }
 
 impl Target {
-    pub(crate) fn find(args: &Args, protocol: Protocol) -> anyhow::Result<Self> {
-        let address = resolve(&args.target)?;
-        let is_local = probe(address, protocol)?;
+    pub(crate) fn find(args: &Args, plan: &Plan, trust: Option<&Trust>) -> anyhow::Result<Self> {
+        let address = resolve(&args.target(plan))?;
+        let is_local = probe(address, plan.protocol, trust)?;
         let listener = || is_local.then(|| process::find_listener(address)).flatten();
         Ok(Self {
             address,
@@ -46,9 +51,13 @@ pub(crate) fn load_key(args: &Args) -> anyhow::Result<SigningKey> {
 }
 
 /// The address of a target at which something listens.
-pub(crate) fn reach(target: &str, protocol: Protocol) -> anyhow::Result<SocketAddr> {
+pub(crate) fn reach(
+    target: &str,
+    protocol: Protocol,
+    trust: Option<&Trust>,
+) -> anyhow::Result<SocketAddr> {
     let address = resolve(target)?;
-    probe(address, protocol)?;
+    probe(address, protocol, trust)?;
     Ok(address)
 }
 
@@ -62,14 +71,21 @@ fn resolve(target: &str) -> anyhow::Result<SocketAddr> {
 
 /// The usual mistake deserves a plain answer, before anything else is complained about. True if the
 /// target is this machine: then the connection has the same address at both ends.
-fn probe(target: SocketAddr, protocol: Protocol) -> anyhow::Result<bool> {
+fn probe(target: SocketAddr, protocol: Protocol, trust: Option<&Trust>) -> anyhow::Result<bool> {
     match TcpStream::connect_timeout(&target, PROBE_TIMEOUT) {
         Ok(stream) => {
             let own = stream.local_addr().map(|own| own.ip());
+            drop(stream);
+            if let Some(trust) = trust {
+                tls::preflight(&target.to_string(), trust)?;
+            }
             Ok(target.ip().is_loopback() || own.is_ok_and(|own| own == target.ip()))
         }
         Err(error) if error.kind() == io::ErrorKind::ConnectionRefused => {
             let hint = match protocol {
+                Protocol::Portico if trust.is_some() => {
+                    "; start it with `portico serve --tls-listen ADDR`".to_owned()
+                }
                 Protocol::Portico => "; start it with `cargo run --release`".to_owned(),
                 Protocol::Relay => {
                     format!("; start it with `portico-loadgen floor --listen {target}`")

@@ -21,12 +21,14 @@ use crate::{
     plan::{Flows, Plan},
     remote,
     report::printable,
+    tls,
     verifier::Findings,
 };
 use anyhow::Context;
 use engine::Worker;
 use hdrhistogram::Histogram;
 use portico_client::many::Clock;
+use portico_client::{TlsClient, TlsError};
 use portico_wire::CloseCode;
 use rustix::thread::{CpuSet, sched_setaffinity, set_current_timer_slack};
 use serde::{Deserialize, Serialize};
@@ -53,6 +55,8 @@ pub(crate) struct Assignment<'a> {
     /// Of all workers' users, those before this slice: spreads the schedules of the workers.
     pub users_before: u32,
     pub cpu: Option<usize>,
+    /// What is spoken beneath Portico's protocol.
+    pub tls: Option<TlsClient>,
     /// Connections opened per second, at most.
     pub connects_per_s: u32,
     /// Seconds between two PINGs; 0: as the gateway proposes.
@@ -73,6 +77,7 @@ impl<'a> Assignment<'a> {
             first_user: self.first_user,
             users: self.users,
             groups: flows.groups(),
+            tls: self.tls.clone(),
             connects_per_s: self.connects_per_s,
             heartbeat_s: self.heartbeat_s,
             acks: self.plan.acks,
@@ -188,6 +193,12 @@ pub(crate) fn turned_away(code: CloseCode, detail: &str, by_peer: bool) -> Strin
         _ => "",
     };
     format!("the target turned a user away: {code_text}{detail}{hint}")
+}
+
+/// The target speaks TLS and this run does not: what to say then.
+pub(crate) fn tls_is_wanted(error: &io::Error) -> Option<String> {
+    let wanted = TlsError::within(error).filter(|error| **error == TlsError::TlsWanted);
+    wanted.map(|error| format!("the target cannot be used: {}", tls::sentence(error)))
 }
 
 /// This machine ran out of something: the gateway is not to blame.

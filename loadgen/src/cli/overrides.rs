@@ -3,13 +3,27 @@
 
 use crate::plan::{Acks, BadPlan, Pace, Plan, Protocol, parse_duration};
 use clap::Args;
-use std::{str::FromStr, time::Duration};
+use std::{path::PathBuf, str::FromStr, time::Duration};
 
 #[derive(Debug, Default, Args)]
 pub(crate) struct Overrides {
     /// What the target speaks
     #[arg(long, value_enum, value_name = "P")]
     protocol: Option<Protocol>,
+    /// Speak TLS with the target
+    #[arg(long)]
+    tls: bool,
+    /// Certificate to trust (PEM): an authority's, or the gateway's own if it is self-signed;
+    /// default: tls-cert.pem in the data directory, where `serve --tls-self-signed` leaves it
+    #[arg(long, value_name = "FILE")]
+    tls_ca: Option<PathBuf>,
+    /// Whose certificate is expected; default: the host of --target
+    #[arg(long, value_name = "NAME", alias = "server-name")]
+    tls_name: Option<String>,
+    /// Share of the handshakes that offer a ticket, 0 to 1; default: those of connections that come
+    /// back
+    #[arg(long, value_name = "X")]
+    tls_resume: Option<f64>,
     /// Connected users
     #[arg(long, value_name = "N")]
     connections: Option<u32>,
@@ -117,6 +131,7 @@ impl Overrides {
         set(&mut plan.acks, self.acks);
         plan.unverified |= self.unverified;
         set(&mut plan.seed, self.seed);
+        self.apply_tls(plan)?;
         self.apply_hold(plan, workers)?;
         if let Some(fanout) = &mut plan.fanout {
             set(&mut fanout.members, self.members);
@@ -166,6 +181,30 @@ impl Overrides {
             (None, Some(_)) => Some("--duration"),
             (None, None) => None,
         }
+    }
+
+    fn apply_tls(&self, plan: &mut Plan) -> Result<(), BadPlan> {
+        if self.tls {
+            plan.tls.get_or_insert_default();
+        }
+        let flags = [
+            ("--tls-ca", self.tls_ca.is_some()),
+            ("--tls-name", self.tls_name.is_some()),
+            ("--tls-resume", self.tls_resume.is_some()),
+        ];
+        let given = flags.iter().find(|(_, given)| *given);
+        let Some(tls) = &mut plan.tls else {
+            return match given {
+                None => Ok(()),
+                Some((flag, _)) => Err(BadPlan::Conflict(format!(
+                    "{flag} says how TLS is spoken: add --tls"
+                ))),
+            };
+        };
+        tls.ca = self.tls_ca.clone().or(tls.ca.take());
+        tls.name = self.tls_name.clone().or(tls.name.take());
+        tls.resume = self.tls_resume.or(tls.resume);
+        Ok(())
     }
 
     fn apply_hold(&self, plan: &mut Plan, workers: usize) -> Result<(), BadPlan> {

@@ -59,6 +59,7 @@ impl<'a> Portico<'a> {
         config.sources.clone_from(&opening.sources);
         config.source_offset = opening.source_offset;
         config.connects_per_s = opening.connects_per_s;
+        config.tls.clone_from(&opening.tls);
         let mut many = Many::new(config).context("cannot set up epoll")?;
         let now = many.now();
         let members = opening.groups.map_or(1, |groups| groups.members);
@@ -159,6 +160,16 @@ impl Fleet for Portico<'_> {
                 if let Some(begun_us) = begun_us.get_mut(conn.0 as usize) {
                     *begun_us = now.mono_us.saturating_sub(after_us);
                 }
+            }
+            ManyEvent::Secured {
+                handshake_us,
+                resumed,
+            } => {
+                let secured = Happened::Secured {
+                    handshake_us,
+                    resumed,
+                };
+                on(now, conn.0, secured);
             }
             ManyEvent::Connected { .. } => {}
         })?;

@@ -14,6 +14,7 @@ use crate::{
     plan::{Hold, Plan},
     process::Usage,
     report::{Measured, Percentiles, Report, close_name, named, round},
+    tls::TlsReport,
 };
 use serde::Serialize;
 use std::collections::BTreeMap;
@@ -92,6 +93,9 @@ pub(super) struct Logins {
     pub deferred: u64,
     /// CPU of the server in this time, per login.
     pub server_cpu_us_per_login: Option<f64>,
+    /// Of held connections, with TLS.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub tls: Option<TlsReport>,
 }
 
 #[derive(Clone, Debug, Serialize)]
@@ -177,6 +181,18 @@ impl HoldReport {
         // The messages' part knows the active ones only.
         messages.settings.connections = measurement.plan.connections;
         messages.connections = measurement.marks.ramped.live;
+        if let Some(tls) = &mut messages.figures.tls {
+            let mut all = measurement.measured.figures.handshakes.clone();
+            all.add(&measurement.held.ramp.handshakes);
+            all.add(&measurement.held.comeback.handshakes);
+            *tls = TlsReport {
+                generator_bytes_per_session: hold
+                    .generator
+                    .as_ref()
+                    .map(|own| own.rss_bytes_per_connection),
+                ..all.report()
+            };
+        }
         if let Some((all, of_messages)) = hold.server.as_ref().zip(messages.server.as_mut()) {
             of_messages.rss_bytes_per_connection = all.rss_bytes_per_connection;
             // It would have all the logins after the cut in it.
@@ -233,7 +249,7 @@ impl Measurement<'_> {
         let marks = self.marks;
         let seconds = marks.ramped.at_us.saturating_sub(self.begin_us) as f64 / 1e6;
         let cpu_us = Span::between(&marks.start, &marks.ramped).server_cpu_us;
-        logins(&self.held.ramp, seconds, marks.ramped.live as f64, cpu_us)
+        self.logins(&self.held.ramp, seconds, marks.ramped.live as f64, cpu_us)
     }
 
     fn comeback(&self) -> Option<Comeback> {
@@ -249,12 +265,28 @@ impl Measurement<'_> {
         Some(Comeback {
             cut: self.held.cut,
             all_back_s: marks.back.map(|_| round(span.seconds, 100.0)),
-            logins: logins(wave, span.seconds, wave.logins as f64, cpu_us),
+            logins: self.logins(wave, span.seconds, wave.logins as f64, cpu_us),
             server_cpu_us_per_login_less_messages: rounded(per(rest_us, wave.logins as f64), 10.0),
             generator_cpu_us_per_login: rounded(per(span.own_cpu_us, wave.logins as f64), 10.0),
             live_after_us: Percentiles::of(&wave.live_after_us),
             latency_us: Percentiles::of(&self.measured.storm_latency_us),
         })
+    }
+
+    fn logins(&self, wave: &Wave, seconds: f64, count: f64, cpu_us: Option<f64>) -> Logins {
+        let overloaded = portico_wire::CloseCode::OVERLOADED.0;
+        Logins {
+            seconds: round(seconds, 100.0),
+            logins_per_s: round(count / seconds.max(1e-6), 1.0),
+            connect_us: Percentiles::of(&wave.connect_us),
+            login_us: Percentiles::of(&wave.login_us),
+            connect_failures: wave.connect_failures,
+            broken_off: wave.broken_off,
+            refused: named(&wave.refused, close_name),
+            deferred: wave.refused.get(&overloaded).copied().unwrap_or(0),
+            server_cpu_us_per_login: rounded(per(cpu_us, count), 10.0),
+            tls: self.plan.tls.as_ref().map(|_| wave.handshakes.report()),
+        }
     }
 
     /// While messages were sent and nothing else happened.
@@ -321,21 +353,6 @@ impl Measurement<'_> {
 fn grown(from: Usage, to: Usage, connections: f64) -> f64 {
     let bytes = to.rss_bytes as f64 - from.rss_bytes as f64;
     round(bytes / connections.max(1.0), 1.0)
-}
-
-fn logins(wave: &Wave, seconds: f64, count: f64, server_cpu_us: Option<f64>) -> Logins {
-    let overloaded = portico_wire::CloseCode::OVERLOADED.0;
-    Logins {
-        seconds: round(seconds, 100.0),
-        logins_per_s: round(count / seconds.max(1e-6), 1.0),
-        connect_us: Percentiles::of(&wave.connect_us),
-        login_us: Percentiles::of(&wave.login_us),
-        connect_failures: wave.connect_failures,
-        broken_off: wave.broken_off,
-        refused: named(&wave.refused, close_name),
-        deferred: wave.refused.get(&overloaded).copied().unwrap_or(0),
-        server_cpu_us_per_login: rounded(per(server_cpu_us, count), 10.0),
-    }
 }
 
 #[cfg(test)]

@@ -1,5 +1,6 @@
 //! What holders found, for one of them or all.
 
+use crate::tls::Handshakes;
 use hdrhistogram::Histogram;
 use std::collections::BTreeMap;
 
@@ -19,6 +20,7 @@ pub(super) struct Wave {
     pub login_us: Histogram<u64>,
     /// From the wave's beginning until a connection was live.
     pub live_after_us: Histogram<u64>,
+    pub handshakes: Handshakes,
     pub logins: u64,
     /// Logins that the gateway closed, by code.
     pub refused: BTreeMap<u16, u64>,
@@ -35,6 +37,7 @@ impl Wave {
             connect_us: coarse_histogram(),
             login_us: coarse_histogram(),
             live_after_us: coarse_histogram(),
+            handshakes: Handshakes::new(),
             logins: 0,
             refused: BTreeMap::new(),
             broken_off: 0,
@@ -51,6 +54,7 @@ impl Wave {
         ] {
             sum.add(part).expect("histograms of the same bounds");
         }
+        self.handshakes.add(&other.handshakes);
         self.logins += other.logins;
         self.broken_off += other.broken_off;
         self.connect_failures += other.connect_failures;

@@ -19,11 +19,11 @@ use crate::{
     control::{Control, Stage},
     random::mix,
     schedule::Schedule,
-    worker::{is_exhaustion, turned_away},
+    worker::{is_exhaustion, tls_is_wanted, turned_away},
 };
 use anyhow::Context;
 use portico_client::{
-    Event, Login, Now, Session, SessionState, Settings,
+    Event, Login, Now, Session, SessionState, Settings, TlsClient,
     many::{Clock, ConnIndex, Many, ManyConfig, ManyEvent},
     mint::SigningKey,
 };
@@ -61,6 +61,7 @@ pub(super) struct Holding<'a> {
     pub sources: Vec<IpAddr>,
     pub key: &'a SigningKey,
     pub settings: Arc<Settings>,
+    pub tls: Option<TlsClient>,
     pub device: DeviceId,
     pub first_user: u64,
     pub users: u32,
@@ -133,6 +134,7 @@ impl<'a> Holder<'a> {
         config.sources.clone_from(&holding.sources);
         config.source_offset = holding.users_before as usize;
         config.connects_per_s = CONNECTS_PER_S;
+        config.tls.clone_from(&holding.tls);
         let users = u64::from(holding.users);
         Ok(Self {
             holding,
@@ -274,6 +276,10 @@ impl Watch<'_> {
                 let time_us = (*after_us).max(1);
                 self.wave().connect_us.saturating_record(time_us);
             }
+            ManyEvent::Secured {
+                handshake_us,
+                resumed,
+            } => self.wave().handshakes.record(*handshake_us, *resumed),
             ManyEvent::LoggedIn { after_us } => {
                 let wave = self.wave();
                 wave.logins += 1;
@@ -285,6 +291,9 @@ impl Watch<'_> {
                 let wave = self.wave();
                 wave.connect_failures += 1;
                 wave.exhausted += u64::from(is_exhaustion(error));
+                if let Some(wanted) = tls_is_wanted(error) {
+                    self.control.obstruct(wanted);
+                }
             }
         }
     }

@@ -35,6 +35,7 @@ use crate::{
     report::{Measured, MeasuredServer, grouped},
     run::{self, START_DELAY_US, TOKEN_RESERVE, add_up, first_user, ports_per_source, slices},
     target::{self, Target},
+    tls::{self, Trust},
     tokens::Tokens,
     worker::{self, Assignment, Outcome},
 };
@@ -45,7 +46,7 @@ use holder::{HolderGauges, Holding};
 use lead::{Lead, Marks, View};
 use needs::{Facts, Needs};
 use portico_client::{
-    Settings,
+    Settings, TlsClient,
     many::{Clock, loopback_sources},
     mint::SigningKey,
 };
@@ -72,6 +73,8 @@ struct Setting<'a> {
     active_plan: Plan,
     hold: Hold,
     target: Target,
+    /// The tickets of all threads.
+    tls: Option<TlsClient>,
     key: &'a SigningKey,
     run: u64,
     clock: Clock,
@@ -83,7 +86,8 @@ struct Setting<'a> {
 
 /// Carries the plan out. An error means that there is no result at all.
 pub(crate) fn run(args: &Args, plan: &Plan, hold: Hold) -> anyhow::Result<(HoldReport, Observed)> {
-    let target = Target::find(args, plan.protocol)?;
+    let trust = Trust::of(args, plan)?;
+    let target = Target::find(args, plan, trust.as_ref())?;
     let key = target::load_key(args)?;
     let facts = Facts::read(&target).context("cannot raise the open file limit")?;
     let needs = match Needs::of(plan, hold, &facts) {
@@ -114,6 +118,7 @@ pub(crate) fn run(args: &Args, plan: &Plan, hold: Hold) -> anyhow::Result<(HoldR
         },
         hold,
         target,
+        tls: tls::clients(trust.as_ref())?,
         key: &key,
         run: run::run_id().context("cannot read /dev/urandom")?,
         clock,
@@ -214,6 +219,7 @@ impl Setting<'_> {
                 first_user: first_user(self.run) + u64::from(*before),
                 users: *users,
                 users_before: *before,
+                tls: self.tls.clone(),
                 cpu: self.args.cpus.as_ref().map(|cpus| cpus.0[worker]),
                 // Their share of the ramp, so that all come up together.
                 connects_per_s: (self.pace() * f64::from(*users) / all).ceil() as u32,
@@ -244,6 +250,7 @@ impl Setting<'_> {
                     sources: self.sources.clone(),
                     key: self.key,
                     settings: Arc::clone(&settings),
+                    tls: self.tls.clone(),
                     device: DeviceId(self.args.device),
                     first_user: first_user(self.run) + u64::from(before),
                     users,

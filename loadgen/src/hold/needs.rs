@@ -18,6 +18,8 @@ use std::{fs, net::IpAddr};
 const KERNEL_BYTES_PER_END: u64 = 4_150;
 /// User memory of one quiet connection, in this process and in a gateway.
 const USER_BYTES_PER_END: u64 = 400;
+/// What TLS adds to each end: rustls here; with a gateway, which keeps less, to be safe the same.
+const TLS_BYTES_PER_END: u64 = 4_200;
 /// Files and threads that everything else on the machine may want meanwhile.
 const OTHERS_RESERVE: u64 = 1_000;
 /// Threads of one run. Above it the limit of open files is better raised.
@@ -110,7 +112,9 @@ impl Needs {
         let holders = held.div_ceil(per_table);
         let sources = connections.div_ceil(facts.ports_per_source.max(1));
         let ends = if facts.is_local { 2 } else { 1 };
-        let memory_bytes = connections * ends * (KERNEL_BYTES_PER_END + USER_BYTES_PER_END);
+        let tls_bytes = plan.tls.as_ref().map_or(0, |_| TLS_BYTES_PER_END);
+        let bytes_per_end = KERNEL_BYTES_PER_END + USER_BYTES_PER_END + tls_bytes;
+        let memory_bytes = connections * ends * bytes_per_end;
 
         let mut missing = Vec::new();
         let asked = grouped(connections);

@@ -83,9 +83,15 @@ impl Figures {
             )
         };
         row("ramp: connected", &self.ramp.connect_us)?;
+        if let Some(tls) = &self.ramp.tls {
+            row("ramp: TLS handshake", &tls.handshake_us)?;
+        }
         row("ramp: WELCOME", &self.ramp.login_us)?;
         if let Some(comeback) = &self.comeback {
             row("return: connected", &comeback.logins.connect_us)?;
+            if let Some(tls) = &comeback.logins.tls {
+                row("return: TLS handshake", &tls.handshake_us)?;
+            }
             row("return: WELCOME", &comeback.logins.login_us)?;
             row("from the cut to live", &comeback.live_after_us)?;
             row("messages meanwhile", &comeback.latency_us)?;
@@ -155,6 +161,14 @@ fn write_logins(out: &mut String, name: &str, logins: &Logins) -> fmt::Result {
         .filter(|(code, _)| *code != "OVERLOADED")
     {
         write!(out, ", {} refused with {code}", grouped(*count))?;
+    }
+    if let Some(tls) = &logins.tls {
+        write!(
+            out,
+            ", TLS {} full and {} resumed",
+            grouped(tls.handshakes_full),
+            grouped(tls.handshakes_resumed)
+        )?;
     }
     writeln!(out)
 }

@@ -91,6 +91,7 @@ impl Drive {
             | Happened::ReadReceipt { .. }
             | Happened::AcceptedCopy { .. }
             | Happened::Repeated
+            | Happened::Secured { .. }
             | Happened::Undecodable => panic!("no peer says {event:?}"),
         });
         turn.expect("epoll");

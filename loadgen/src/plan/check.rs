@@ -47,6 +47,9 @@ impl Plan {
         self.check_schedule()?;
         self.check_hold(workers as u32)?;
         self.check_disturbances()?;
+        if let Some(resume) = self.tls.as_ref().and_then(|tls| tls.resume) {
+            share("--tls-resume", resume)?;
+        }
         self.check_mixed()
     }
 
@@ -110,6 +113,12 @@ impl Plan {
                 "--acks minimal is about Portico; other systems have one way of answering"
                     .to_owned(),
             );
+        }
+        if self.tls.is_some() && self.protocol != Protocol::Portico {
+            return conflict(format!(
+                "--tls is about Portico; --protocol {} is driven without it",
+                self.protocol
+            ));
         }
         if self.unverified {
             self.check_unverified()?;

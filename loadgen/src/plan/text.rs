@@ -6,7 +6,7 @@ use anyhow::Context;
 use std::{fmt::Write, time::Duration};
 
 /// What each field means: table, field, comment. A test holds it to the fields that exist.
-const COMMENTS: [(&str, &str, &str); 36] = [
+const COMMENTS: [(&str, &str, &str); 39] = [
     ("", "name", "what results call it"),
     ("", "about", "a line for the list"),
     (
@@ -122,6 +122,13 @@ const COMMENTS: [(&str, &str, &str); 36] = [
         "mixed",
         "read_delay",
         "from arrival to the read mark; 0s: nothing is marked",
+    ),
+    ("tls", "ca", "certificate to trust, PEM"),
+    ("tls", "name", "whose certificate is expected"),
+    (
+        "tls",
+        "resume",
+        "share of the handshakes that offer a ticket, 0 to 1",
     ),
 ];
 /// Where comments begin.
@@ -239,7 +246,15 @@ pub(super) mod whole_seconds {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::plan::{Acks, Pace, Protocol};
+    use crate::plan::{Acks, Pace, Protocol, Tls};
+
+    fn every_field_of_tls() -> Tls {
+        Tls {
+            ca: Some("ca.pem".into()),
+            name: Some("a.example".to_owned()),
+            resume: Some(0.5),
+        }
+    }
 
     #[test]
     fn what_is_printed_is_read_as_the_same_plan() {
@@ -261,6 +276,7 @@ mod tests {
             plan.pace = Pace::Rounds;
             plan.acks = Acks::Minimal;
             plan.spin = true;
+            plan.tls = Some(every_field_of_tls());
             plan.about = "with \"quotes\" and # signs".to_owned();
             let printed = print(&plan).expect(name);
             assert_eq!(read(&printed).expect(name), plan, "{printed}");
@@ -279,7 +295,8 @@ mod tests {
             "mixed",
             "hold",
         ] {
-            let plan = Plan::named(name).expect(name);
+            let mut plan = Plan::named(name).expect(name);
+            plan.tls = Some(every_field_of_tls());
             for line in print(&plan).expect(name).lines() {
                 if line.contains(" = ") {
                     let comment = line.rsplit("  # ").next().expect("a comment");

@@ -22,6 +22,7 @@ use crate::{
     report::{Measured, grouped, printable},
     run::{self, Course, TOKEN_RESERVE, View, add_up, first_user, run_id},
     target::{self, Target},
+    tls::Trust,
     tokens::Tokens,
     watch::Watch,
     worker::Outcome,
@@ -179,8 +180,9 @@ fn lead(
         _ => None,
     };
     let tokens = key.as_ref().map(Tokens::Signed);
+    let trust = Trust::of(args, plan)?;
     // Only to account for its process; the workers say whether they reach it.
-    let target = Target::find(args, plan.protocol).ok();
+    let target = Target::find(args, plan, None).ok();
     let is_local = target.is_some_and(|target| target.is_local);
     let shares = share_out(plan, remotes, is_local)?;
     let run = run_id().context("cannot read /dev/urandom")?;
@@ -206,6 +208,7 @@ fn lead(
             first_user: first_user(run) + u64::from(before),
             users,
             users_before: before,
+            trust: trust.clone(),
         });
         before += users;
     }
@@ -314,6 +317,7 @@ struct Slice {
     first_user: u64,
     users: u32,
     users_before: u32,
+    trust: Option<Trust>,
 }
 
 impl Remote {
@@ -329,7 +333,8 @@ impl Remote {
         self.link.send(&ToWorker::Order(Box::new(Order {
             plan: plan.clone(),
             run: slice.run,
-            target: args.target.clone(),
+            target: args.target(plan),
+            tls: slice.trust.clone(),
             device: args.device,
             first_user: slice.first_user,
             users: slice.users,

@@ -17,13 +17,14 @@
 //! Instead of an answer the worker may say [`FromWorker::Failed`], and why; then it hangs up.
 
 use crate::{
-    fleet::sockets_per_user, plan::Plan, process::Machine, series::Interval, worker::Outcome,
+    fleet::sockets_per_user, plan::Plan, process::Machine, series::Interval, tls::Trust,
+    worker::Outcome,
 };
 use serde::{Deserialize, Serialize};
 use std::time::Duration;
 
 /// Raised with every change: both ends are to be of one version.
-pub(super) const VERSION: u32 = 2;
+pub(super) const VERSION: u32 = 3;
 pub(super) const MAGIC: &str = "portico-loadgen worker";
 /// The longest frame before the other is known, in bytes.
 pub(super) const FRAME_MAX_STRANGER: usize = 4_096;
@@ -125,6 +126,8 @@ pub(super) struct Order {
     pub run: u64,
     /// HOST:PORT, as the worker's machine names it.
     pub target: String,
+    /// Whom to trust there, if TLS is spoken.
+    pub tls: Option<Trust>,
     pub device: u16,
     pub first_user: u64,
     pub users: u32,
@@ -151,6 +154,9 @@ impl Order {
                 "a worker needs {} users or more, and no more than the plan has",
                 plan.unit()
             ));
+        }
+        if plan.tls.is_some() != self.tls.is_some() {
+            return Err("TLS needs a certificate to trust".into());
         }
         if self.tokens != 0 && self.tokens != self.users {
             return Err("each user needs one token".into());

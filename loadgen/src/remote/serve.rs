@@ -16,7 +16,7 @@ use crate::{
     process::{self, Machine},
     progress::say,
     run::{self, CONNECTS_PER_S, FILES_RESERVE, TOKEN_RESERVE, ports_per_source, slices_of},
-    series, target,
+    series, target, tls,
     tokens::{GivenTokens, Tokens},
     worker::{self, Assignment, Outcome},
 };
@@ -236,7 +236,8 @@ impl Worker {
                 _ => bail!("{} of {} tokens came", given.tokens.len(), order.tokens),
             }
         }
-        let target = target::reach(&order.target, plan.protocol)?;
+        let target = target::reach(&order.target, plan.protocol, order.tls.as_ref())?;
+        let tls = tls::clients(order.tls.as_ref())?;
         let sources = self.sources(plan, order, target)?;
         let threads = self.limits.threads.min(order.users / plan.unit());
         let login = (order.tokens > 0).then(|| Credentials {
@@ -260,6 +261,7 @@ impl Worker {
                 users,
                 users_before: order.users_before + before,
                 cpu: self.cpus.as_ref().map(|cpus| cpus.0[thread]),
+                tls: tls.clone(),
                 connects_per_s: CONNECTS_PER_S,
                 heartbeat_s: order.heartbeat_s,
             })

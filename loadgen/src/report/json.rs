@@ -173,6 +173,11 @@ impl Report {
                 rss_bytes_per_connection: round(grown / connections, 1.0),
             }
         });
+        let mut figures =
+            FiguresReport::new(&measured.figures, plan, counts, &measured.storm_latency_us);
+        if let Some(tls) = &mut figures.tls {
+            tls.generator_bytes_per_session = measured.own_bytes_per_connection;
+        }
         Self {
             verdict,
             reasons,
@@ -236,12 +241,7 @@ impl Report {
                 .then(|| Percentiles::of(&measured.service_us)),
             started: utc(observed.began_unix_us),
             sending_started: utc(observed.start_unix_us),
-            figures: FiguresReport::new(
-                &measured.figures,
-                plan,
-                counts,
-                &measured.storm_latency_us,
-            ),
+            figures,
             curve_us: Curve::of(&measured.latency_us),
             environment: observed.environment.clone(),
             series: Seconds::of(observed),

@@ -64,6 +64,8 @@ pub(crate) struct Measured {
     pub generator_busy: f64,
     pub workers: usize,
     pub server: Option<MeasuredServer>,
+    /// By how much this process grew until all were up, per connection.
+    pub own_bytes_per_connection: Option<f64>,
     /// What the target tells its clients, and so what was checked.
     pub promises: Promises,
     /// Why the figures prove nothing, from outside of them.
@@ -89,7 +91,7 @@ impl Measured {
             plan: plan.clone(),
             seed: plan.seed,
             run,
-            target: args.target.clone(),
+            target: args.target(plan),
             machine: Machine::read(),
             connections,
             counts: Counts::default(),
@@ -109,6 +111,7 @@ impl Measured {
             generator_busy: 0.0,
             workers: 0,
             server,
+            own_bytes_per_connection: None,
             promises: promises_to(plan),
             doubts: Vec::new(),
             warnings: Vec::new(),
@@ -228,6 +231,7 @@ pub(crate) mod tests {
             generator_busy: 0.1,
             workers: 1,
             server: None,
+            own_bytes_per_connection: None,
             doubts: Vec::new(),
             warnings: Vec::new(),
             hosts: Vec::new(),

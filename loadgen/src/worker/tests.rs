@@ -196,6 +196,7 @@ fn carry_out_in_turns_of(
         clock,
         target: SocketAddr::from(([127, 0, 0, 1], 1)),
         sources: Vec::new(),
+        tls: None,
         login: None,
         first_user: FIRST_USER,
         users: plan.connections,

@@ -4,7 +4,7 @@
 use super::{
     Transport, is_exhaustion,
     later::{Later, Task},
-    turned_away,
+    tls_is_wanted, turned_away,
 };
 use crate::{
     control::Control,
@@ -109,6 +109,10 @@ impl<'a> Watch<'a> {
             Happened::ReadReceipt { peer, up_to } => self.verifier.read_receipt(conn, peer, up_to),
             Happened::Undecodable => self.verifier.undecodable(),
             Happened::Repeated => self.verifier.repeated(),
+            Happened::Secured {
+                handshake_us,
+                resumed,
+            } => self.figures.handshakes.record(handshake_us, resumed),
             Happened::Up { after_us } => self.came_up(conn, now.mono_us, after_us),
             Happened::Down {
                 code,
@@ -128,6 +132,9 @@ impl<'a> Watch<'a> {
             Happened::ConnectFailed(error) => {
                 self.transport.connect_failures += 1;
                 self.transport.exhausted += u64::from(is_exhaustion(error));
+                if let Some(wanted) = tls_is_wanted(error) {
+                    self.control.obstruct(wanted);
+                }
             }
             Happened::Fault(fault) => {
                 self.transport.protocol_faults += 1;

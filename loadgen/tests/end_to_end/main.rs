@@ -11,6 +11,7 @@ mod reports;
 #[path = "../support/mod.rs"]
 #[allow(dead_code, reason = "each test program uses a part of it")]
 mod support;
+mod tls;
 
 use serde_json::Value;
 use std::{fs, net::TcpListener, process::Stdio, thread, time::Duration};

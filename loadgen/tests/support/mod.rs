@@ -2,6 +2,9 @@
 //! that end with the test. Each of them uses a part of it.
 
 pub(crate) mod fake_gateway;
+#[path = "../../../client/tests/support/front.rs"]
+#[allow(unreachable_pub, dead_code, reason = "the client's tests have it too")]
+pub(crate) mod front;
 
 use portico_client::mint::SigningKey;
 use serde_json::Value;
