@@ -13,7 +13,8 @@
 //!
 //! # Does not
 //! Share code with the gateway beyond the wire protocol: a fault of the server cannot be repeated,
-//! and so hidden, by the tool that looks for it.
+//! and so hidden, by the tool that looks for it. TLS is rustls' here, in the client crate; the
+//! gateway's records are its own.
 
 mod aside;
 mod capacity;

@@ -111,6 +111,39 @@ fn two_people_chat_and_what_is_missed_waits() {
 }
 
 #[test]
+fn a_chat_over_tls_trusts_what_the_gateway_has_left_and_says_what_is_wrong() {
+    let gateway = Setup::new()
+        .set("tls.listen", "127.0.0.1:0")
+        .set("tls.self_signed", true)
+        .start();
+    let data = gateway.setup().data().display().to_string();
+    let chat = |target: String, more: &[&str]| {
+        let mut arguments = vec!["chat", "--as", "1", "--to", "2"];
+        arguments.extend(["--data", &data, "--target", &target]);
+        arguments.extend(more);
+        Child::portico(&arguments, &[])
+    };
+    let (tls, plain) = (gateway.tls().to_string(), gateway.listen.to_string());
+    let mut talk = chat(tls.clone(), &["--tls"]);
+    talk.out.wait_for("connected");
+    talk.type_line("over TLS");
+    talk.out.wait_for("✓ over TLS");
+    talk.end_input();
+    assert_eq!(talk.wait().code, Some(0));
+
+    for (target, flags, part) in [
+        (&plain, &["--tls"][..], "leave --tls out"),
+        (&tls, &[], "add --tls"),
+        (&tls, &["--tls", "--server-name", "a.example"], "a.example"),
+    ] {
+        let mut lost = chat(target.clone(), flags);
+        lost.out.wait_for(part);
+        lost.end_input();
+        assert_ne!(lost.wait().code, Some(0));
+    }
+}
+
+#[test]
 fn a_chat_without_a_gateway_keeps_what_was_typed() {
     // An address that nobody else can get, or the chat would find somebody there.
     let setup = Setup::new().flag("--listen", quiet_port());

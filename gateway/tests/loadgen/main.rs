@@ -42,7 +42,11 @@ fn skip(reason: &str) {
 fn start(program: PathBuf, gateway: &Gateway, arguments: &str) -> Child {
     let mut command = Command::new(program);
     command.args(arguments.split_whitespace());
-    command.args(["--target", &gateway.listen.to_string()]);
+    let target = match arguments.contains("--tls") {
+        true => gateway.tls(),
+        false => gateway.listen,
+    };
+    command.args(["--target", &target.to_string()]);
     command.arg("--data").arg(gateway.setup().data());
     command.arg("--json").arg(json_file(gateway));
     Child::start(command)
@@ -75,6 +79,25 @@ fn a_short_smoke_run_passes() {
     let exit = start(program, &gateway, smoke).wait_for(PATIENCE * 2);
     let report = passed(&gateway, &exit);
     assert!(report["delivered"].as_u64() > Some(0));
+    gateway.still_serves();
+}
+
+/// The certificate is the one that the gateway leaves in its data directory.
+#[test]
+fn a_storm_over_tls_passes_and_those_who_come_back_resume() {
+    let Some(program) = program() else {
+        return skip("PORTICO_LOADGEN does not name a built portico-loadgen");
+    };
+    let gateway = Setup::new()
+        .set("tls.listen", "127.0.0.1:0")
+        .set("tls.self_signed", true)
+        .start();
+    let storm = "storm --tls --connections 100 --rate 200 --duration 5s --at 2s --share 0.5 \
+                 --slip-max 1m";
+    let exit = start(program, &gateway, storm).wait_for(PATIENCE * 2);
+    let report = passed(&gateway, &exit);
+    assert_eq!(report["tls"]["handshakes_full"], 100);
+    assert_eq!(report["tls"]["handshakes_resumed"], 50);
     gateway.still_serves();
 }
 
