@@ -43,6 +43,14 @@ pub(crate) struct Server {
     /// Empty: the name of the host.
     pub(crate) node: String,
     pub(crate) proxy_from: Vec<Network>,
+    pub(crate) core_dumps: CoreDumps,
+}
+
+/// May the kernel write the memory of the process to a file when it crashes?
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum CoreDumps {
+    Never,
+    Allowed,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -156,6 +164,7 @@ impl Default for Settings {
                 cpus: Vec::new(),
                 node: String::new(),
                 proxy_from: Vec::new(),
+                core_dumps: CoreDumps::Never,
             },
             session: Session {
                 user_timeout_ms: gateway.user_timeout_ms,

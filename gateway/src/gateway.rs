@@ -116,7 +116,7 @@ impl Default for GatewayOptions {
 pub enum StartError {
     #[error("address in use: {0}")]
     AddressInUse(SocketAddr),
-    #[error("cannot listen on {address}: {error}")]
+    #[error("cannot listen on {address}: {error}{}", advice(error))]
     Listen {
         address: SocketAddr,
         #[source]
@@ -139,6 +139,16 @@ pub enum StartError {
     Thread(io::Error),
 }
 
+fn advice(error: &io::Error) -> &'static str {
+    match error.kind() {
+        io::ErrorKind::PermissionDenied => {
+            " (ports below 1024 want CAP_NET_BIND_SERVICE, AmbientCapabilities= in a systemd unit; \
+             or choose another)"
+        }
+        _ => "",
+    }
+}
+
 /// What did not go as it should while stopping. The gateway has ended in any case.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
@@ -156,6 +166,14 @@ pub struct MetricsSnapshot {
     pub shards: Vec<Vec<Metric>>,
     pub health: Health,
     pub store: Stats,
+}
+
+/// How a thread of shards is doing. One that neither goes round nor sleeps hangs.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Pulse {
+    /// Of its shards together, since the start; a look later it is more, unless the thread slept.
+    pub turns: u64,
+    pub sleeps: bool,
 }
 
 /// A gateway that serves. Dropping it cuts all connections and leaves the store open; [`Self::stop`]
@@ -364,6 +382,7 @@ impl Gateway {
     #[must_use]
     pub fn meter(&self) -> Meter {
         Meter {
+            mesh: self.mesh.clone(),
             published: self.published.clone(),
             messages: self.messages.clone(),
         }
@@ -421,6 +440,7 @@ impl Control {
 /// Reads the numbers of a gateway from any thread.
 #[derive(Clone)]
 pub struct Meter {
+    mesh: Arc<Mesh>,
     published: Vec<Arc<Published>>,
     messages: Arc<dyn Backend<Messages>>,
 }
@@ -441,6 +461,20 @@ impl Meter {
             health: self.messages.health(),
             store: self.messages.stats(),
         }
+    }
+
+    /// Of each thread of shards.
+    #[must_use]
+    pub fn pulses(&self) -> Vec<Pulse> {
+        let crews = self.mesh.crews();
+        (0..crews)
+            .map(|crew| Pulse {
+                turns: (self.published.iter().skip(crew).step_by(crews))
+                    .map(|shard| shard.turns())
+                    .sum(),
+                sleeps: self.mesh.is_parked(crew),
+            })
+            .collect()
     }
 
     /// Without the numbers.

@@ -28,8 +28,8 @@ pub use driver::{
     Features, Metric, MetricKind, ProbeError, RingSizes, footprint, memlock_needed, probe_kernel,
 };
 pub use gateway::{
-    Control, Gateway, GatewayOptions, Meter, MetricsSnapshot, SHARDS_MAX, StartError, StopError,
-    slots_per_shard,
+    Control, Gateway, GatewayOptions, Meter, MetricsSnapshot, Pulse, SHARDS_MAX, StartError,
+    StopError, slots_per_shard,
 };
 pub use portico_backend as backend;
 pub use portico_core::{

@@ -7,8 +7,10 @@ mod admin;
 mod cli;
 mod config;
 mod limits;
+mod manager;
 mod probe;
 mod revoke;
+mod sealed;
 mod serve;
 mod stored;
 mod telemetry;
@@ -17,7 +19,7 @@ use clap::{Parser, error::ErrorKind};
 use cli::{
     Cli, Command, ConfigArgs, DeviceCommand, LimitsArgs, ServeArgs, StoreCommand, TokenArgs,
 };
-use config::{Config, ConfigError, Env, ProcessEnv, Sources};
+use config::{Config, ConfigError, CoreDumps, Env, ProcessEnv, Sources};
 use portico_client::{
     chat::{self, ChatOptions},
     mint::SigningKey,
@@ -81,7 +83,10 @@ fn main() -> ExitCode {
         }
     };
     let done = match cli.command.unwrap_or(Command::Serve(cli.serve)) {
-        Command::Serve(args) => load(&args).and_then(|config| serve::serve(&config)),
+        Command::Serve(args) => load(&args).and_then(|config| {
+            sealed::seal(config.server.core_dumps).map_err(Failure::runtime)?;
+            serve::serve(&config)
+        }),
         Command::Token(args) => token(&args),
         Command::Device(DeviceCommand::Revoke(args)) => revoke::revoke(args),
         Command::Chat(args) => chat(args),
@@ -146,6 +151,7 @@ fn data_dir(flag: Option<String>) -> PathBuf {
 }
 
 fn token(args: &TokenArgs) -> Result<(), Failure> {
+    sealed::seal(CoreDumps::Never).map_err(Failure::runtime)?;
     let path = data_dir(args.data.clone()).join(portico_gateway::AUTH_KEY_FILE);
     let key = SigningKey::load(&path).map_err(|error| {
         Failure::Runtime(format!(
@@ -168,6 +174,7 @@ fn unix_s() -> Result<u64, Failure> {
 
 fn chat(args: cli::ChatArgs) -> Result<(), Failure> {
     let data = data_dir(args.data.clone());
+    sealed::seal(CoreDumps::Never).map_err(Failure::runtime)?;
     let options = ChatOptions {
         device: DeviceId(args.device),
         target: args.target().to_owned(),

@@ -12,11 +12,13 @@ mod greeting;
 mod store;
 mod tls;
 mod tokens;
+mod watchdog;
 
 use crate::{
     Failure,
     admin::{self, Readiness, StoreView, Subject, TlsView, Wish},
     config::Config,
+    manager::Manager,
     probe::{self, Machine},
     telemetry,
 };
@@ -41,6 +43,7 @@ use std::{
 };
 use store::Store;
 use tls::Tls;
+use watchdog::Watchdog;
 
 const DAY: Duration = Duration::from_secs(86_400);
 /// Longest node name: it goes into every WELCOME.
@@ -49,6 +52,12 @@ const NODE_BYTES_MAX: usize = 64;
 pub(crate) fn serve(config: &Config) -> Result<(), Failure> {
     let filters = std::env::var("RUST_LOG").ok();
     telemetry::start_logging(config.log.level, config.log.format, filters.as_deref());
+    let manager = Manager::from_env().map_err(|error| {
+        Failure::Runtime(format!(
+            "the socket in NOTIFY_SOCKET cannot be reached: {error}"
+        ))
+    })?;
+    let manager = Arc::new(manager);
     let machine = probe::look(config)?;
     if let Some(fewer) = &machine.fewer {
         tracing::warn!(%fewer, "fewer shards than CPUs");
@@ -91,9 +100,14 @@ pub(crate) fn serve(config: &Config) -> Result<(), Failure> {
     let tls = addresses.tls;
     let tls = tls.map_or_else(String::new, |address| format!(" tls={address}"));
     announce(&format!("ready listen={listen} admin={admin}{tls}\n"));
+    let watchdog = Watchdog::start(&manager, gateway.meter()).map_err(Failure::runtime)?;
+    manager.ready();
 
     let signal = await_end(&mut signals, reload.as_ref());
     tracing::info!(signal, "draining; a second signal ends at once");
+    manager.stopping();
+    // The drain has its own deadlines.
+    drop(watchdog);
     stage.draining.store(true, Ordering::Relaxed);
     let start = Instant::now();
     let millis = |time: u32| Duration::from_millis(u64::from(time));

@@ -7,8 +7,10 @@
 use crate::{
     Failure, answer,
     cli::{CheckArgs, SalvageArgs},
+    config::CoreDumps,
     data_dir,
     limits::grouped,
+    sealed,
 };
 use portico_gateway::{
     AUTH_KEY_FILE, RESUME_KEY_FILE,
@@ -54,6 +56,7 @@ pub(crate) fn next_step(error: &OpenError, data: &Path) -> String {
 }
 
 pub(crate) fn check(args: CheckArgs) -> Result<(), Failure> {
+    sealed::seal(CoreDumps::Never).map_err(not_done)?;
     let data = data_dir(args.data);
     let mut report = check::check(&data.join(FOLDER)).map_err(not_done)?;
     for advice in &mut report.advice {
@@ -194,6 +197,7 @@ fn damage(text: &mut String, head: &str, damage: &[portico_gateway::backend::emb
 }
 
 pub(crate) fn salvage(args: SalvageArgs) -> Result<(), Failure> {
+    sealed::seal(CoreDumps::Never).map_err(not_done)?;
     let data = data_dir(args.data);
     let to = Path::new(&args.out);
     make_empty(to).map_err(|error| not_done(format!("{}: {error}", to.display())))?;

@@ -301,7 +301,11 @@ fn a_gateway_opens_no_more_files_than_limits_says() {
         .find(|resource| resource["name"] == "open files of the process")
         .and_then(|resource| resource["needed"].as_u64())
         .unwrap();
-    let serving = Serving::start(folder.path(), &shards);
+    // Its open files are shown to the user of the test.
+    let config = "[server]\ncore_dumps = \"allowed\"\n";
+    fs::write(folder.path().join("shown.toml"), config).unwrap();
+    let shown = [&shards[..], &["--config", "shown.toml"]].concat();
+    let serving = Serving::start(folder.path(), &shown);
     let open = fs::read_dir(format!("/proc/{}/fd", serving.child.id())).unwrap();
     let open = open.count() as u64 - inherited_files();
     // The admin port's 64 connections are among them, and nobody is connected.

@@ -95,6 +95,10 @@ knobs! {
      start again when there are more. \"all\" is every CPU that the process may use.";
     "server.node", Name(server.node), NO_BOUNDS,
     "Name of this gateway in WELCOME and in logs, for support. Empty is the name of the host.";
+    "server.core_dumps", CoreDumps(server.core_dumps), NO_BOUNDS,
+    "Whether the kernel may write the memory of the process to a file when it crashes, keys, tokens \
+     and messages included. With \"never\" other processes of its user cannot look into it either, \
+     nor see its open files: debuggers and profilers then want root.";
 
     "server.proxy_from", Networks(server.proxy_from), NO_BOUNDS,
     "Balancers: connections from these networks begin with a PROXY header of version 2, and count as \

@@ -1,6 +1,6 @@
 //! Values as they are written: parsing, what is allowed, and printing back.
 
-use super::{BackendKind, LogFormat, LogLevel};
+use super::{BackendKind, CoreDumps, LogFormat, LogLevel};
 use portico_gateway::{Network, TlsOptions, is_key_url};
 use std::{
     net::{IpAddr, SocketAddr},
@@ -30,6 +30,7 @@ pub(super) enum Slot<'a> {
     /// Where keys are fetched from.
     KeyUrl(&'a mut String),
     Backend(&'a mut BackendKind),
+    CoreDumps(&'a mut CoreDumps),
     /// A number, or `auto`.
     Count(&'a mut Option<u16>),
     Cpus(&'a mut Vec<u16>),
@@ -70,6 +71,8 @@ const BACKENDS: [(&str, BackendKind); 2] = [
     ("embedded", BackendKind::Embedded),
     ("memory", BackendKind::Memory),
 ];
+const CORE_DUMPS: [(&str, CoreDumps); 2] =
+    [("never", CoreDumps::Never), ("allowed", CoreDumps::Allowed)];
 const LEVELS: [(&str, LogLevel); 5] = [
     ("error", LogLevel::Error),
     ("warn", LogLevel::Warn),
@@ -120,6 +123,7 @@ impl Slot<'_> {
                 put(slot, url.map(str::to_owned))
             }
             Self::Backend(slot) => put(slot, choice(given, &BACKENDS)),
+            Self::CoreDumps(slot) => put(slot, choice(given, &CORE_DUMPS)),
             Self::Level(slot) => put(slot, choice(given, &LEVELS)),
             Self::Format(slot) => put(slot, choice(given, &FORMATS)),
             Self::Cpus(slot) => put(slot, given.text().and_then(cpu_list)),
@@ -167,6 +171,7 @@ impl Slot<'_> {
                                 this machine only), or \"\""
                 .to_owned(),
             Self::Backend(_) => names(&BACKENDS),
+            Self::CoreDumps(_) => names(&CORE_DUMPS),
             Self::Level(_) => names(&LEVELS),
             Self::Format(_) => names(&FORMATS),
             Self::Cpus(_) => format!(
@@ -209,6 +214,7 @@ impl Slot<'_> {
             }
             Self::Name(value) | Self::Text(value) | Self::KeyUrl(value) => quoted(value),
             Self::Backend(value) => quoted(name_of(**value, &BACKENDS)),
+            Self::CoreDumps(value) => quoted(name_of(**value, &CORE_DUMPS)),
             Self::Level(value) => quoted(name_of(**value, &LEVELS)),
             Self::Format(value) => quoted(name_of(**value, &FORMATS)),
             Self::Cpus(value) if value.is_empty() => quoted("all"),

@@ -184,6 +184,10 @@ impl Published {
         store(&self.levels, levels.iter().copied());
     }
 
+    pub(crate) fn turns(&self) -> u64 {
+        self.tallies[Tally::Turns as usize].load(Ordering::Relaxed)
+    }
+
     /// Every number, in a fixed order.
     pub(crate) fn read(&self) -> Vec<Metric> {
         let mut metrics =

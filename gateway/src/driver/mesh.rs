@@ -124,6 +124,11 @@ impl Parked {
         self.0.store(false, Ordering::Relaxed);
     }
 
+    /// For whoever only watches.
+    fn is_announced(&self) -> bool {
+        self.0.load(Ordering::Relaxed)
+    }
+
     /// A writer has put something in. True if it has to wake the reader.
     fn claim(&self) -> bool {
         // The push before must not sink below the look at the flag.
@@ -241,6 +246,17 @@ impl Mesh {
 
     pub(super) fn unblocked(&self, shard: ShardId) {
         self.crew(shard).parked.withdraw();
+    }
+
+    /// Threads of shards. Shard `n` is of thread `n` modulo their number.
+    pub(crate) const fn crews(&self) -> usize {
+        self.crews.len()
+    }
+
+    /// Does the thread block or sleep, and can it be woken?
+    pub(crate) fn is_parked(&self, crew: usize) -> bool {
+        let found = self.crews.get(crew);
+        found.is_some_and(|crew| crew.parked.is_announced())
     }
 
     /// Has anybody left something for this shard?

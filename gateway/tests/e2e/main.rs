@@ -21,6 +21,7 @@ mod first_steps;
 mod harness;
 mod hostile;
 mod limits;
+mod ordinary;
 mod quiet;
 mod receipts;
 mod shards;

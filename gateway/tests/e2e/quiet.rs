@@ -37,7 +37,8 @@ fn crowd(gateway: &Gateway) -> Vec<RawConnection> {
 #[test]
 fn a_thousand_quiet_connections_cost_no_cpu_and_no_descriptors() {
     allow_open_files();
-    let gateway = Setup::new().start();
+    // Its open files are shown to the user of the test.
+    let gateway = Setup::new().set("server.core_dumps", "allowed").start();
     let process = gateway.process();
     gateway.still_serves();
     let descriptors = process.descriptors();

@@ -122,6 +122,7 @@ fn fifty_thousand_connections_are_held_cut_and_taken_back() {
         .set("server.shards", SHARDS)
         .set("limits.logins_per_s", 4_000)
         .set("session.heartbeat_min_s", 12)
+        .set("server.core_dumps", "allowed")
         .start();
     // On a machine that is busy with other tests the schedule may slip: that is not what is judged.
     let hold = format!(

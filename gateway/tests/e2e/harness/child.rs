@@ -39,6 +39,11 @@ impl Child {
     ) -> Self {
         let mut command = Command::new(env!("CARGO_BIN_EXE_portico"));
         command.args(arguments);
+        Self::start_with(command, settings)
+    }
+
+    /// Any way to start `portico`, with the same environment.
+    pub(crate) fn start_with(mut command: Command, settings: &[(String, String)]) -> Self {
         for (name, _) in env::vars_os() {
             let text = name.to_string_lossy();
             if text.starts_with("PORTICO_") || text == "RUST_LOG" {

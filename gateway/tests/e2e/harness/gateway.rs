@@ -5,8 +5,11 @@ use portico_client::{RawConnection, SessionConfig, mint};
 use portico_wire::ids::{DeviceId, UserId};
 use rustix::process::Signal;
 use std::{
+    fs,
     net::SocketAddr,
+    os::unix::{fs::chown, process::CommandExt},
     path::{Path, PathBuf},
+    process::Command,
     sync::{
         Arc,
         atomic::{AtomicU64, Ordering},
@@ -27,7 +30,12 @@ pub(crate) struct Setup {
     settings: Vec<(String, String)>,
     arguments: Vec<String>,
     expected: Vec<String>,
+    /// For an ordinary user: what the shell does before.
+    ordinary: Option<String>,
 }
+
+/// Whom root starts gateways as, to see how an ordinary user fares.
+const NOBODY: u32 = 65_534;
 
 impl Setup {
     /// The embedded store in a new directory, two shards, and a drain that does not keep tests
@@ -43,6 +51,7 @@ impl Setup {
             settings: Vec::new(),
             arguments: Vec::new(),
             expected: Vec::new(),
+            ordinary: None,
         };
         setup
             .set("server.shards", 2)
@@ -59,6 +68,12 @@ impl Setup {
         self
     }
 
+    /// Sets any variable of the environment.
+    pub(crate) fn variable(mut self, name: &str, value: impl ToString) -> Self {
+        self.settings.push((name.to_owned(), value.to_string()));
+        self
+    }
+
     /// Adds a flag of `portico serve`.
     pub(crate) fn flag(mut self, name: &str, value: impl ToString) -> Self {
         self.arguments.push(name.to_owned());
@@ -69,6 +84,12 @@ impl Setup {
     /// A WARN or ERROR with this text is what the test wants.
     pub(crate) fn expect_log(mut self, part: &str) -> Self {
         self.expected.push(part.to_owned());
+        self
+    }
+
+    /// Starts as a user without rights, in a shell that has run this before: `ulimit` and the like.
+    pub(crate) fn ordinary_user(mut self, before: &str) -> Self {
+        self.ordinary = Some(before.to_owned());
         self
     }
 
@@ -92,7 +113,22 @@ impl Setup {
             }
         }
         arguments.extend(self.arguments.iter().cloned());
-        Child::portico(arguments, &self.settings)
+        let Some(before) = &self.ordinary else {
+            return Child::portico(arguments, &self.settings);
+        };
+        // Where that user may run it, whatever the modes of the folders above the build are.
+        let program = self.directory().join("portico");
+        fs::copy(env!("CARGO_BIN_EXE_portico"), &program).expect("room for it");
+        let mut command = Command::new("sh");
+        command
+            .args(["-c", &format!("{before}\nexec \"$0\" \"$@\"")])
+            .arg(&program)
+            .args(arguments);
+        if rustix::process::geteuid().is_root() {
+            chown(self.directory(), Some(NOBODY), Some(NOBODY)).expect("root may");
+            command.uid(NOBODY).gid(NOBODY);
+        }
+        Child::start_with(command, &self.settings)
     }
 
     /// Starts a gateway and waits until it accepts clients.
