@@ -50,13 +50,16 @@ impl Manager {
         })
     }
 
+    pub(crate) const fn is_there(&self) -> bool {
+        self.socket.is_some()
+    }
+
     /// Clients are accepted; after [`Self::reloading`], the new settings hold.
     pub(crate) fn ready(&self) {
         self.tell("READY=1\nSTATUS=serving");
     }
 
     /// Settings are being read again.
-    #[allow(dead_code, reason = "nothing is read again yet")]
     pub(crate) fn reloading(&self) {
         // Tells this message from an older one.
         let now = clock_gettime(ClockId::Monotonic);

@@ -77,7 +77,8 @@ pub(crate) fn serve(config: &Config) -> Result<(), Failure> {
     let store = Store::open(config)?;
     let tokens = tokens.with_revocations(config, &store)?;
     let tls = Tls::open(config)?;
-    let mut signals = catch_signals(tls.is_some()).map_err(Failure::runtime)?;
+    let mut signals =
+        catch_signals(tls.is_some() || manager.is_there()).map_err(Failure::runtime)?;
     let mut options = options(config, &machine);
     options.tls = tls.as_ref().map(|tls| tls.options.clone());
     let mut gateway = Gateway::start(options, store.messages(), tokens.authenticator())
@@ -103,7 +104,7 @@ pub(crate) fn serve(config: &Config) -> Result<(), Failure> {
     let watchdog = Watchdog::start(&manager, gateway.meter()).map_err(Failure::runtime)?;
     manager.ready();
 
-    let signal = await_end(&mut signals, reload.as_ref());
+    let signal = await_end(&mut signals, reload.as_ref(), &manager);
     tracing::info!(signal, "draining; a second signal ends at once");
     manager.stopping();
     // The drain has its own deadlines.
@@ -128,7 +129,7 @@ pub(crate) fn serve(config: &Config) -> Result<(), Failure> {
 /// only arms that, and is told to whoever reads the iterator.
 ///
 /// SIGHUP ends a process that does not catch it, as it should when its terminal goes away: it is
-/// caught only if it has a meaning.
+/// caught only if it has a meaning, or comes from a service manager.
 fn catch_signals(reloads: bool) -> io::Result<Signals> {
     let armed = Arc::new(AtomicBool::new(false));
     for signal in [SIGTERM, SIGINT] {
@@ -141,13 +142,21 @@ fn catch_signals(reloads: bool) -> io::Result<Signals> {
 }
 
 /// The signal that asks for the end.
-fn await_end(signals: &mut Signals, reload: Option<&mpsc::Sender<()>>) -> Option<i32> {
+fn await_end(
+    signals: &mut Signals,
+    reload: Option<&mpsc::Sender<()>>,
+    manager: &Manager,
+) -> Option<i32> {
     for signal in signals.forever() {
-        match reload.filter(|_| signal == SIGHUP) {
-            // The thread that reads the files lives as long as this sender.
-            Some(reload) => drop(reload.send(())),
-            None => return Some(signal),
+        if signal != SIGHUP {
+            return Some(signal);
         }
+        manager.reloading();
+        if let Some(reload) = reload {
+            // The thread that reads the files lives as long as this sender.
+            let _ = reload.send(());
+        }
+        manager.ready();
     }
     None
 }

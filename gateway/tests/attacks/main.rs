@@ -25,3 +25,4 @@ mod handover;
 mod secrets;
 mod siege;
 mod slowloris;
+mod tls;

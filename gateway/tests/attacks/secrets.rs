@@ -5,6 +5,7 @@
 use crate::{
     harness::{Gateway, Random, Setup, new_msg_id},
     siege::Ground,
+    tls,
 };
 use base64::{
     Engine,
@@ -12,11 +13,15 @@ use base64::{
 };
 use portico_wire::{
     Flags,
+    encode::Encoder,
     ids::{DeviceId, UserId},
     message::Hello,
 };
 use rustix::process::Signal;
-use std::fs;
+use std::{
+    fs::{self, Permissions},
+    os::unix::fs::PermissionsExt,
+};
 
 /// So many bytes of a secret in a row give it away.
 const TELLING: usize = 12;
@@ -84,18 +89,33 @@ fn of_directory(secrets: &mut Vec<Secret>, gateway: &Gateway) {
     // RFC 8410: the seed is behind 16 bytes that all such keys have.
     secrets.push(Secret::new("the signing key", &der[16..48]));
     secrets.push(Secret::new("the signing key", &text.as_bytes()[24..]));
+    let pem = fs::read_to_string(data.join("tls-key.pem")).expect("it was made");
+    let text: String = pem.lines().filter(|line| !line.contains("---")).collect();
+    // What is before is the same in all keys of this kind.
+    let der = STANDARD.decode(&text).expect("base64");
+    secrets.push(Secret::new("the key of TLS", &der[36..68]));
+    secrets.push(Secret::new("the key of TLS", &text.as_bytes()[52..]));
     let resume = fs::read(data.join("resume-key")).expect("it was made");
     secrets.push(Secret::new("the key of resume tokens", resume));
 }
 
 #[test]
 fn nothing_that_is_secret_is_written_anywhere() {
-    let setup = Setup::new().set("log.level", "trace");
+    let setup = Setup::new()
+        .set("log.level", "trace")
+        .set("tls.listen", "127.0.0.1:0")
+        .set("tls.self_signed", true);
+    let secret = setup.directory().join("ticket-secret");
+    let mut random = Random::announced("secrets");
+    let ticket_secret = random.bytes(32);
+    fs::write(&secret, &ticket_secret).expect("a file");
+    fs::set_permissions(&secret, Permissions::from_mode(0o600)).expect("it is ours");
+    let setup = setup.set("tls.ticket_secret", secret.display());
     let ground = Ground::new(&setup);
     let mut gateway = ground.calm();
     let mut secrets = Vec::new();
     of_directory(&mut secrets, &gateway);
-    let mut random = Random::announced("secrets");
+    secrets.push(Secret::new("the secret of tickets", ticket_secret));
     let mut body = || URL_SAFE_NO_PAD.encode(random.bytes(24));
 
     let token = gateway.token(1, 1);
@@ -120,6 +140,15 @@ fn nothing_that_is_secret_is_written_anywhere() {
         secrets.push(Secret::new("a message", text));
     }
     two.receive();
+    // The same through TLS, and a handshake that fails.
+    let mut hello = Vec::new();
+    let says = Hello {
+        token: Some(&token),
+        ..Hello::default()
+    };
+    Encoder::new().hello(&mut hello, 1, &says);
+    assert!(!tls::answer(&gateway, &hello).is_empty());
+    tls::say_garbage(&gateway, &[22, 3, 3, 0xff, 0xff]);
     // Tokens that are refused, and bodies that cannot be read.
     let forged = format!("{}A", token.trim_end_matches(char::is_alphanumeric));
     let _ = gateway.connect().hello(&forged);

@@ -159,6 +159,11 @@ fn a_service_manager_is_told() {
     }
     gateway.still_serves();
     hears("WATCHDOG=1");
+    // As `systemctl reload` does, also where there is nothing to read again.
+    gateway.child.signal(Signal::HUP);
+    hears("RELOADING=1");
+    hears("READY=1");
+    gateway.still_serves();
     gateway.child.signal(Signal::TERM);
     hears("STOPPING=1");
     let exit = gateway.child.wait();
