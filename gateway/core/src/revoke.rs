@@ -110,6 +110,7 @@ mod tests {
             expires_unix_s: 0,
             epoch,
             unsent: Vec::new(),
+            limited: false,
         }
     }
 
