@@ -160,7 +160,7 @@ impl CapacityArgs {
             },
             reasons: Vec::new(),
             plan: plan.name.to_string(),
-            target: self.run.target(&plan),
+            target: self.run.target(plan),
             seed: plan.seed,
             connections: plan.connections,
             body_bytes: plan.body_bytes,
