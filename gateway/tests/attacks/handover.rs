@@ -112,3 +112,28 @@ fn resets_on_the_way_between_shards_leave_nothing() {
     reader.has_no(Op::Deliver);
     gateway.still_serves();
 }
+
+/// As fast as three threads can: what such a flood brings stands in one queue with everybody's frames.
+#[test]
+fn logins_that_are_reset_without_a_pause_hold_up_nobody() {
+    let ground = Ground::new(&setup().flag("--shards", 4));
+    let gateway = &ground.gateway;
+    let tokens: Vec<_> = (1_000..1_060).map(|user| gateway.token(user, 1)).collect();
+    let mut seeds = Random::announced("resets without a pause");
+    ground.besiege(|siege| {
+        thread::scope(|scope| {
+            for _ in 0..THREADS {
+                let (mut random, tokens) = (Random::new(seeds.next()), &tokens);
+                scope.spawn(move || {
+                    while siege.goes_on() {
+                        let token = &tokens[random.below(60) as usize];
+                        strike(gateway, token, &mut random);
+                    }
+                });
+            }
+        });
+    });
+    let metrics = gateway.metrics();
+    println!("{} accepted", metrics.get("portico_sockets_accepted_total"));
+    gateway.still_serves();
+}

@@ -133,8 +133,9 @@ fn an_idle_gateway_sleeps() {
     assert!(start_parks > 0);
     thread::sleep(Duration::from_secs(2));
     let (used_ns, parked) = (cpu_ns() - start_ns, parks() - start_parks);
+    // A turn of a debug build takes up to a millisecond or two.
     assert!(
-        used_ns < 2_000_000,
+        used_ns < 6_000_000 && parked < 20,
         "{used_ns} ns in two seconds, {parked} parks"
     );
     drop(clients);
