@@ -26,7 +26,7 @@ const BODY: [u8; 128] = [0x5a; 128];
 const QUIET_S: u32 = 60;
 
 /// The promise is 400 for the whole process, with the store, the buffers of the rings and the
-/// queues. The tables alone are 140: a heap object that a connection keeps at rest would show here
+/// queues. The tables alone are 172: a heap object that a connection keeps at rest would show here
 /// long before the promise is broken.
 const AT_REST_MAX: f64 = 180.0;
 const UNACKNOWLEDGED_MAX: f64 = 400.0;
