@@ -47,6 +47,26 @@ fn strike(gateway: &Gateway, token: &str, random: &mut Random) {
     drop(conn);
 }
 
+/// Strikes from each thread, with so long a pause between two, beside bystanders.
+fn flood(ground: &Ground, seeds: &mut Random, pause: Duration) {
+    let gateway = &ground.gateway;
+    let tokens: Vec<_> = (1_000..1_060).map(|user| gateway.token(user, 1)).collect();
+    ground.besiege(|siege| {
+        thread::scope(|scope| {
+            for _ in 0..THREADS {
+                let (mut random, tokens) = (Random::new(seeds.next()), &tokens);
+                scope.spawn(move || {
+                    while siege.goes_on() {
+                        let token = &tokens[random.below(60) as usize];
+                        strike(gateway, token, &mut random);
+                        thread::sleep(pause);
+                    }
+                });
+            }
+        });
+    });
+}
+
 #[test]
 fn resets_on_the_way_between_shards_leave_nothing() {
     // Three of four connections move.
@@ -57,23 +77,9 @@ fn resets_on_the_way_between_shards_leave_nothing() {
     );
     let gateway = &ground.gateway;
     let process = gateway.process();
-    let tokens: Vec<_> = (1_000..1_060).map(|user| gateway.token(user, 1)).collect();
     let mut seeds = Random::announced("hand-over");
     let mut siege_once = || {
-        ground.besiege(|siege| {
-            thread::scope(|scope| {
-                for _ in 0..THREADS {
-                    let (mut random, tokens) = (Random::new(seeds.next()), &tokens);
-                    scope.spawn(move || {
-                        while siege.goes_on() {
-                            let token = &tokens[random.below(60) as usize];
-                            strike(gateway, token, &mut random);
-                            thread::sleep(PAUSE);
-                        }
-                    });
-                }
-            });
-        });
+        flood(&ground, &mut seeds, PAUSE);
         for series in [
             "portico_sockets",
             "portico_connections",
@@ -118,21 +124,11 @@ fn resets_on_the_way_between_shards_leave_nothing() {
 fn logins_that_are_reset_without_a_pause_hold_up_nobody() {
     let ground = Ground::new(&setup().flag("--shards", 4));
     let gateway = &ground.gateway;
-    let tokens: Vec<_> = (1_000..1_060).map(|user| gateway.token(user, 1)).collect();
-    let mut seeds = Random::announced("resets without a pause");
-    ground.besiege(|siege| {
-        thread::scope(|scope| {
-            for _ in 0..THREADS {
-                let (mut random, tokens) = (Random::new(seeds.next()), &tokens);
-                scope.spawn(move || {
-                    while siege.goes_on() {
-                        let token = &tokens[random.below(60) as usize];
-                        strike(gateway, token, &mut random);
-                    }
-                });
-            }
-        });
-    });
+    flood(
+        &ground,
+        &mut Random::announced("resets without a pause"),
+        Duration::ZERO,
+    );
     let metrics = gateway.metrics();
     println!("{} accepted", metrics.get("portico_sockets_accepted_total"));
     gateway.still_serves();
