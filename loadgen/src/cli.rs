@@ -74,6 +74,10 @@ pub(crate) struct Args {
     /// How late 99 of 100 messages may be sent before the result is invalid
     #[arg(long, value_name = "T", value_parser = parse_duration, default_value = "10ms")]
     pub slip_max: Duration,
+    /// Judge what became of the messages alone: that this machine was busy, or its time taken by its
+    /// host, is a warning and the figures prove nothing (see also --slip-max)
+    #[arg(long)]
+    pub functional: bool,
     /// One worker thread pinned to each of these, e.g. 1 or 0,2-3; default: one thread, not pinned
     #[arg(long, value_name = "LIST", value_parser = parse_cpus)]
     pub cpus: Option<Cpus>,

@@ -16,9 +16,6 @@ use crate::report::{Measured, Percentiles, grouped};
 use serde::Serialize;
 use std::fmt;
 
-/// A worker that is busy for more of the time than this has no reserve: what it measures is itself.
-const BUSY_MAX: f64 = 0.95;
-
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "lowercase")]
 pub(crate) enum Verdict {
@@ -101,19 +98,7 @@ pub(crate) fn judge(measured: &Measured) -> (Verdict, Vec<String>) {
             grouped(measured.slip_max_us)
         ));
     }
-    // One that never sleeps is always busy; its slip says whether it kept up.
-    if measured.generator_busy > BUSY_MAX && !plan.spins() {
-        reasons.push(format!(
-            "the generator was saturated: {:.0} % of a processor, allowed {:.0} %",
-            measured.generator_busy * 100.0,
-            BUSY_MAX * 100.0
-        ));
-    }
-    let doubts = measured
-        .observed
-        .environment
-        .doubts(counts.sent, plan.spins());
-    reasons.extend(doubts.invalid);
+    reasons.extend(measured.doubts_of_the_machine().invalid);
     if measured.withheld > 0 {
         reasons.push(format!(
             "{} messages were withheld: too many were on their way for the verifier's memory",
@@ -237,6 +222,24 @@ mod tests {
         for (number, fault) in faults.into_iter().enumerate() {
             assert_eq!(verdict(fault), (Verdict::Invalid, 1), "fault {number}");
         }
+    }
+
+    #[test]
+    fn a_functional_run_is_not_judged_by_its_machine() {
+        let busy = |m: &mut Measured| {
+            m.functional = true;
+            m.generator_busy = 0.99;
+            m.observed.environment.steal_share = 0.4;
+        };
+        assert_eq!(verdict(busy), (Verdict::Pass, 0));
+        let busy_and_late = |m: &mut Measured| {
+            busy(m);
+            m.slip_max_us = 0;
+        };
+        assert_eq!(verdict(busy_and_late), (Verdict::Invalid, 1));
+        let mut measured = good();
+        busy(&mut measured);
+        assert_eq!(measured.doubts_of_the_machine().warnings.len(), 2);
     }
 
     #[test]

@@ -48,6 +48,8 @@ pub(crate) struct Settings {
     pub drain_s: f64,
     pub body_bytes: usize,
     pub partners: u32,
+    /// The figures were not judged, and prove nothing.
+    pub functional: bool,
 }
 
 /// What CPU time is divided by.
@@ -139,10 +141,7 @@ impl Report {
     pub(crate) fn new(measured: &Measured) -> Self {
         let (verdict, reasons) = judge(measured);
         let observed = &measured.observed;
-        let plan_spins = measured.plan.spins();
-        let doubts = observed
-            .environment
-            .doubts(measured.counts.sent, plan_spins);
+        let doubts = measured.doubts_of_the_machine();
         let warnings = [measured.warnings.clone(), doubts.warnings].concat();
         let Measured {
             plan,
@@ -192,6 +191,7 @@ impl Report {
                 drain_s: plan.drain.as_secs_f64(),
                 body_bytes: plan.body_bytes,
                 partners: plan.partners,
+                functional: measured.functional,
             },
             connections: measured.connections,
             sent: counts.sent,

@@ -17,6 +17,7 @@ pub(crate) use json::{Report, close_name, to_json};
 
 use crate::{
     cli::Args,
+    environment::Doubts,
     figures::Figures,
     fleet::{Promises, promises_to},
     observer::Observed,
@@ -29,6 +30,9 @@ use crate::{
 use hdrhistogram::Histogram;
 use serde::Serialize;
 use std::collections::BTreeMap;
+
+/// A worker that is busy for more of the time than this has no reserve: what it measures is itself.
+const BUSY_MAX: f64 = 0.95;
 
 /// Everything that was measured, added up over the workers.
 #[derive(Debug)]
@@ -51,6 +55,8 @@ pub(crate) struct Measured {
     pub slip_us: Histogram<u64>,
     /// Bound of its 99th percentile.
     pub slip_max_us: u64,
+    /// What the machine did to the figures is a warning.
+    pub functional: bool,
     pub not_queued: u64,
     pub withheld: u64,
     pub unsent: u64,
@@ -102,6 +108,7 @@ impl Measured {
             storm_latency_us: histogram(),
             slip_us: histogram(),
             slip_max_us: args.slip_max.as_micros() as u64,
+            functional: args.functional,
             not_queued: 0,
             withheld: 0,
             unsent: 0,
@@ -118,6 +125,24 @@ impl Measured {
             hosts: Vec::new(),
             observed: Observed::default(),
         }
+    }
+
+    /// What there is to doubt about the machine that measured.
+    pub(crate) fn doubts_of_the_machine(&self) -> Doubts {
+        let spins = self.plan.spins();
+        let mut doubts = self.observed.environment.doubts(self.counts.sent, spins);
+        // One that never sleeps is always busy; its slip says whether it kept up.
+        if self.generator_busy > BUSY_MAX && !spins {
+            doubts.invalid.push(format!(
+                "the generator was saturated: {:.0} % of a processor, allowed {:.0} %",
+                self.generator_busy * 100.0,
+                BUSY_MAX * 100.0
+            ));
+        }
+        if self.functional {
+            doubts.warnings.splice(0..0, doubts.invalid.drain(..));
+        }
+        doubts
     }
 }
 
@@ -222,6 +247,7 @@ pub(crate) mod tests {
             storm_latency_us: histogram(),
             slip_us,
             slip_max_us: 10_000,
+            functional: false,
             not_queued: 0,
             withheld: 0,
             unsent: 0,

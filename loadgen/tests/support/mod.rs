@@ -74,11 +74,12 @@ impl Setup {
         self.file("result.json")
     }
 
-    /// Words that follow `program`: a run against `target` that leaves its result here.
+    /// Words that follow `program`: a run against `target` that leaves its result here. It tests what
+    /// becomes of the messages: how fast this machine is, and who else uses it, is no matter.
     fn arguments(&self, target: &str, flags: &str, mut program: Command) -> Command {
         program
             .args(flags.split_whitespace())
-            .args(["--target", target])
+            .args(["--functional", "--target", target])
             .arg("--data")
             .arg(self.directory.path())
             .arg("--json")
@@ -115,22 +116,12 @@ impl Setup {
         serde_json::from_slice(&json).expect("valid JSON")
     }
 
-    /// A run that has a result. Repeated while it is invalid for what the machine did to it: such a
-    /// one proves nothing, and who measures has to measure again.
+    /// A run, which has a result.
     pub(crate) fn measure(&self, target: &str, flags: &str) -> (Output, Value) {
-        const ATTEMPTS_MAX: usize = 5;
-        let mut attempt = 1;
-        loop {
-            let output = self.run(target, flags);
-            let text = String::from_utf8_lossy(&output.stderr);
-            assert!(self.json_file().exists(), "no result: {text}");
-            let result = self.result();
-            if attempt == ATTEMPTS_MAX || !is_disturbed(&result) {
-                return (output, result);
-            }
-            eprintln!("again, because of the machine: {}", result["reasons"]);
-            attempt += 1;
-        }
+        let output = self.run(target, flags);
+        let text = String::from_utf8_lossy(&output.stderr);
+        assert!(self.json_file().exists(), "no result: {text}");
+        (output, self.result())
     }
 }
 
@@ -152,26 +143,6 @@ pub(crate) fn pairs(more: &str) -> String {
         true => flags,
         false => format!("{flags} --rate 200 --duration 2s"),
     }
-}
-
-/// The host, the network's queues or whoever sets the clock made a run or a trial of it invalid.
-fn is_disturbed(result: &Value) -> bool {
-    let of_the_machine = [
-        "the host gave",
-        "packets were dropped before a socket saw them",
-        "the clock of this machine was set",
-        "this machine slept",
-    ];
-    let disturbed = |run: &Value, verdict: &Value| {
-        let mut reasons = run["reasons"].as_array().into_iter().flatten();
-        verdict == "invalid"
-            && reasons.any(|reason| {
-                let reason = reason.as_str().unwrap_or_default();
-                of_the_machine.iter().any(|words| reason.contains(words))
-            })
-    };
-    let mut trials = result["trials"].as_array().into_iter().flatten();
-    disturbed(result, &result["verdict"]) || trials.any(|trial| disturbed(trial, &trial["result"]))
 }
 
 const COUNTS: [&str; 14] = [
