@@ -10,9 +10,10 @@
 
 use portico_client::{Client, OwnedEvent, Session, SessionConfig, SessionState};
 use portico_gateway::{
-    Gateway, GatewayOptions, StaticAuthenticator,
+    Gateway, GatewayOptions, StaticAuthenticator, Stores,
     backend::{
-        Backend, Caps, Completion, Durability, Error, Health, Kind, Rejected, Request, Sink,
+        Backend, Caps, Completion, Durability, Error, Health, Kind, Limits, Rejected, Request,
+        Sink, memory,
         messages::{Cmd, Entry, InboxRef, Item, Messages, Reply, Watermark},
     },
 };
@@ -234,7 +235,10 @@ pub(crate) fn main() -> Result<(), Box<dyn std::error::Error>> {
         ..GatewayOptions::default()
     };
     let messages: Arc<dyn Backend<Messages>> = Arc::new(MapBackend::default());
-    let gateway = Gateway::start(options, messages, Arc::new(authenticator))?;
+    // What is not messages may be kept elsewhere: here in the memory that comes with the crate.
+    let records = memory::Store::new().records(Limits::default());
+    let stores = Stores { messages, records };
+    let gateway = Gateway::start(options, stores, Arc::new(authenticator))?;
     let address = gateway.local_addr().to_string();
 
     let log_in = |user: u64, seed: u64| {

@@ -7,7 +7,8 @@
 
 use portico_client::{Client, OwnedEvent, Session, SessionConfig, SessionState};
 use portico_gateway::{
-    Denial, DeviceId, Gateway, GatewayOptions, Policy, StaticAuthenticator, UserId, Verdict,
+    Denial, DeviceId, Gateway, GatewayOptions, Policy, StaticAuthenticator, Stores, UserId,
+    Verdict,
     backend::{Limits, memory::Store},
 };
 use portico_wire::ErrorCode;
@@ -50,9 +51,13 @@ pub(crate) fn main() -> Result<(), Box<dyn std::error::Error>> {
         shards: 2,
         ..GatewayOptions::default()
     };
-    let messages = Store::new().messages(Limits::default());
+    let store = Store::new();
+    let stores = Stores {
+        messages: store.messages(Limits::default()),
+        records: store.records(Limits::default()),
+    };
     let blocks = Blocks::default();
-    let gateway = Gateway::start_with_policy(options, messages, Arc::new(authenticator), &blocks)?;
+    let gateway = Gateway::start_with_policy(options, stores, Arc::new(authenticator), &blocks)?;
     let address = gateway.local_addr().to_string();
 
     let log_in = |user: u64| {

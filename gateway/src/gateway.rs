@@ -13,6 +13,7 @@
 
 mod housekeeping;
 mod rings;
+mod stores;
 
 use crate::{
     auth::Authenticator,
@@ -39,6 +40,7 @@ use std::{
     thread,
     time::{Duration, Instant},
 };
+pub use stores::Stores;
 
 /// Shards are numbered with 16 bits, and each pair of them has a queue.
 pub const SHARDS_MAX: usize = 1_024;
@@ -184,7 +186,7 @@ pub struct Gateway {
     mesh: Arc<Mesh>,
     published: Vec<Arc<Published>>,
     threads: Vec<CrewThread>,
-    messages: Arc<dyn Backend<Messages>>,
+    stores: Stores,
     housekeeper: Option<Housekeeper>,
     draining: bool,
 }
@@ -206,10 +208,10 @@ impl Gateway {
     /// [`StartError`]; nothing is left running.
     pub fn start(
         options: GatewayOptions,
-        messages: Arc<dyn Backend<Messages>>,
+        stores: Stores,
         authenticator: Arc<dyn Authenticator>,
     ) -> Result<Self, StartError> {
-        Self::start_with(options, messages, authenticator, &|| None)
+        Self::start_with(options, stores, authenticator, &|| None)
     }
 
     /// The same with rules about who may write to whom. Each shard has a clone of its own, and asks it
@@ -219,18 +221,18 @@ impl Gateway {
     /// [`StartError`]; nothing is left running.
     pub fn start_with_policy<P: Policy + Clone + 'static>(
         options: GatewayOptions,
-        messages: Arc<dyn Backend<Messages>>,
+        stores: Stores,
         authenticator: Arc<dyn Authenticator>,
         policy: &P,
     ) -> Result<Self, StartError> {
-        Self::start_with(options, messages, authenticator, &|| {
+        Self::start_with(options, stores, authenticator, &|| {
             Some(Box::new(policy.clone()))
         })
     }
 
     fn start_with(
         options: GatewayOptions,
-        messages: Arc<dyn Backend<Messages>>,
+        stores: Stores,
         authenticator: Arc<dyn Authenticator>,
         policy: &dyn Fn() -> Option<Box<dyn Policy>>,
     ) -> Result<Self, StartError> {
@@ -240,7 +242,7 @@ impl Gateway {
             shards if shards > SHARDS_MAX => return Err(StartError::TooManyShards(shards)),
             shards => shards,
         };
-        let seq_floor = ceiling(&messages)?;
+        let seq_floor = ceiling(&stores.messages)?;
         let (plain_listeners, address) =
             listeners(options.listen, options.user_timeout_ms, shards)?;
         let tls_listeners = options.tls.as_ref();
@@ -264,7 +266,7 @@ impl Gateway {
             mesh: Arc::new(mesh),
             published: (0..shards).map(|_| Arc::default()).collect(),
             threads: Vec::with_capacity(crews),
-            messages,
+            stores,
             housekeeper: None,
             draining: false,
         };
@@ -286,7 +288,7 @@ impl Gateway {
                 unread_bytes_max: options.unread_bytes_max,
                 mesh: gateway.mesh.clone(),
                 published: gateway.published[shard].clone(),
-                backend: gateway.messages.clone(),
+                stores: gateway.stores.clone(),
                 authenticator: authenticator.clone(),
                 proxy_from: options.proxy_from.clone(),
                 policy: policy(),
@@ -302,7 +304,7 @@ impl Gateway {
             thread.made().map_err(in_crew)?;
         }
         gateway.threads.iter().for_each(CrewThread::go);
-        let housekeeper = Housekeeper::start(gateway.messages.clone(), options.retention)
+        let housekeeper = Housekeeper::start(gateway.stores.messages.clone(), options.retention)
             .map_err(StartError::Thread)?;
         gateway.housekeeper = Some(housekeeper);
         Ok(gateway)
@@ -338,7 +340,7 @@ impl Gateway {
         let cut_off = self.end_shards();
         self.housekeeper = None;
         let close_until = until.max(Instant::now() + CLOSE_MIN);
-        let closed = self.messages.close(close_until);
+        let closed = self.stores.close(close_until);
         if cut_off > 0 {
             return Err(StopError::CutOff(cut_off));
         }
@@ -384,7 +386,7 @@ impl Gateway {
         Meter {
             mesh: self.mesh.clone(),
             published: self.published.clone(),
-            messages: self.messages.clone(),
+            messages: self.stores.messages.clone(),
         }
     }
 

@@ -29,7 +29,7 @@ pub use driver::{
 };
 pub use gateway::{
     Control, Gateway, GatewayOptions, Meter, MetricsSnapshot, Pulse, SHARDS_MAX, StartError,
-    StopError, slots_per_shard,
+    StopError, Stores, slots_per_shard,
 };
 pub use portico_backend as backend;
 pub use portico_core::{

@@ -81,8 +81,8 @@ pub(crate) fn serve(config: &Config) -> Result<(), Failure> {
         catch_signals(tls.is_some() || manager.is_there()).map_err(Failure::runtime)?;
     let mut options = options(config, &machine);
     options.tls = tls.as_ref().map(|tls| tls.options.clone());
-    let mut gateway = Gateway::start(options, store.messages(), tokens.authenticator())
-        .map_err(Failure::runtime)?;
+    let mut gateway =
+        Gateway::start(options, store.both(), tokens.authenticator()).map_err(Failure::runtime)?;
     let listen = gateway.local_addr();
     let keeper = tokens.keep_keys()?;
     stage.open(Scene {

@@ -6,14 +6,23 @@
 use portico_backend::{
     Error, Kind,
     messages::{Cmd, Entry, EntryMeta, InboxRef, Item, Mark, Refs, Reply, Watermark},
+    records,
 };
-use portico_core::store::{self, StoreCmd, StoreError, StoreReply};
+use portico_core::store::{self, RecordCmd, StoreCmd, StoreError, StoreReply};
 use portico_wire::ids::{ConvId, ConvSeq, UserId};
+
+/// A command for the adapter of one family.
+#[derive(Debug)]
+pub(crate) enum Command {
+    Messages(Cmd),
+    Records(records::Cmd),
+}
 
 /// A command for the adapter.
 #[must_use]
-pub(crate) fn command(cmd: StoreCmd) -> Cmd {
-    match cmd {
+pub(crate) fn command(cmd: StoreCmd) -> Command {
+    Command::Messages(match cmd {
+        StoreCmd::Record(cmd) => return Command::Records(record_command(cmd)),
         StoreCmd::Append { entry, to } => Cmd::Append {
             entry: entry_out(entry),
             refs: Refs::from_buf([reference(to)]),
@@ -52,6 +61,52 @@ pub(crate) fn command(cmd: StoreCmd) -> Cmd {
             marks: marks.into_iter().flat_map(marks_out).collect(),
         },
         StoreCmd::Marks { conv } => Cmd::Watermarks { conv },
+    })
+}
+
+fn record_command(cmd: RecordCmd) -> records::Cmd {
+    match cmd {
+        RecordCmd::Get { table, key } => records::Cmd::Get {
+            table: records::Table(table.0),
+            key,
+        },
+        RecordCmd::Put {
+            table,
+            key,
+            value,
+            expect,
+            version,
+        } => records::Cmd::Put {
+            table: records::Table(table.0),
+            key,
+            value,
+            expect: expectation(expect),
+            version: records::Version(version),
+        },
+        RecordCmd::Delete { table, key, expect } => records::Cmd::Delete {
+            table: records::Table(table.0),
+            key,
+            expect: expectation(expect),
+        },
+        RecordCmd::Scan {
+            table,
+            prefix,
+            after,
+            limit,
+        } => records::Cmd::Scan {
+            table: records::Table(table.0),
+            prefix,
+            after,
+            limit,
+        },
+    }
+}
+
+const fn expectation(expect: store::Expect) -> records::Expect {
+    match expect {
+        store::Expect::Any => records::Expect::Any,
+        store::Expect::Absent => records::Expect::Absent,
+        store::Expect::Version(version) => records::Expect::Version(records::Version(version)),
     }
 }
 
@@ -79,6 +134,32 @@ pub(crate) fn answer(result: Result<Reply, Error>) -> Result<StoreReply, StoreEr
     }
 }
 
+/// The same for records.
+///
+/// # Errors
+/// What the adapter failed with.
+pub(crate) fn record_answer(
+    result: Result<records::Reply, Error>,
+) -> Result<StoreReply, StoreError> {
+    match result {
+        Ok(records::Reply::Done) => Ok(StoreReply::Done),
+        Ok(records::Reply::Value(row)) => Ok(StoreReply::Record(row.map(record))),
+        Ok(records::Reply::Rows(rows)) => {
+            Ok(StoreReply::Records(rows.into_iter().map(record).collect()))
+        }
+        Ok(records::Reply::Taken(_)) => Err(StoreError::Invalid),
+        Err(error) => Err(failure(&error)),
+    }
+}
+
+fn record(row: records::Row) -> store::Record {
+    store::Record {
+        key: row.key,
+        value: row.value,
+        version: row.version.0,
+    }
+}
+
 /// Why a command failed, in the core's words.
 #[must_use]
 pub(crate) fn failure(error: &Error) -> StoreError {
@@ -90,8 +171,8 @@ pub(crate) fn failure(error: &Error) -> StoreError {
         },
         Kind::Unavailable => StoreError::Unavailable,
         Kind::Unknown => StoreError::Unknown,
-        // The core expects no version of anything, so a conflict cannot be its own.
-        Kind::Conflict | Kind::Invalid => StoreError::Invalid,
+        Kind::Conflict => StoreError::Conflict,
+        Kind::Invalid => StoreError::Invalid,
         Kind::Fatal => StoreError::Fatal,
     }
 }
@@ -206,11 +287,11 @@ mod tests {
             conv_seq: ConvSeq(11),
         };
         let cmd = command(StoreCmd::Append { entry: entry(), to });
-        let Cmd::Append {
+        let Command::Messages(Cmd::Append {
             entry: stored,
             refs,
             fan_out: false,
-        } = cmd
+        }) = cmd
         else {
             panic!("{cmd:?}");
         };
@@ -240,7 +321,7 @@ mod tests {
             let cmd = command(StoreCmd::SetMarks {
                 marks: vec![(conv, UserId(2), marks)],
             });
-            let Cmd::SetWatermarks { marks: sent } = cmd else {
+            let Command::Messages(Cmd::SetWatermarks { marks: sent }) = cmd else {
                 panic!("{cmd:?}");
             };
             assert_eq!(sent.len(), rows);
@@ -274,13 +355,52 @@ mod tests {
     }
 
     #[test]
+    fn a_record_comes_back_as_it_went() {
+        let key = Bytes::from_static(b"key");
+        let value = Bytes::from_static(b"value");
+        let put = command(StoreCmd::Record(RecordCmd::Put {
+            table: store::Table(16),
+            key: key.clone(),
+            value: value.clone(),
+            expect: store::Expect::Version(6),
+            version: 7,
+        }));
+        let Command::Records(records::Cmd::Put {
+            table: records::Table(16),
+            key,
+            value,
+            expect: records::Expect::Version(records::Version(6)),
+            version,
+        }) = put
+        else {
+            panic!("{put:?}");
+        };
+        let row = records::Row {
+            key: key.clone(),
+            value: value.clone(),
+            version,
+        };
+        let record = store::Record {
+            key,
+            value,
+            version: 7,
+        };
+        let reply = record_answer(Ok(records::Reply::Value(Some(row.clone()))));
+        assert_eq!(reply, Ok(StoreReply::Record(Some(record.clone()))));
+        let reply = record_answer(Ok(records::Reply::Rows(vec![row])));
+        assert_eq!(reply, Ok(StoreReply::Records(vec![record])));
+        let unasked = record_answer(Ok(records::Reply::Taken(None)));
+        assert_eq!(unasked, Err(StoreError::Invalid));
+    }
+
+    #[test]
     fn failures_say_what_the_core_may_conclude() {
         let check = |kind, expected| {
             assert_eq!(answer(Err(Error::new(kind, "no"))), Err(expected));
         };
         check(Kind::Unavailable, StoreError::Unavailable);
         check(Kind::Unknown, StoreError::Unknown);
-        check(Kind::Conflict, StoreError::Invalid);
+        check(Kind::Conflict, StoreError::Conflict);
         check(Kind::Invalid, StoreError::Invalid);
         check(Kind::Fatal, StoreError::Fatal);
         let later = Error::overloaded(Duration::from_millis(70), "full");

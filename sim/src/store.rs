@@ -15,13 +15,19 @@
 //! Carry out what it has answered as unknown at some later time: the contract has no such adapter.
 
 use crate::{
-    canary::Canary, event::Event, plan::StoreMood, random::Random, slots::Slots, store_map,
+    canary::Canary,
+    event::Event,
+    plan::StoreMood,
+    random::Random,
+    slots::Slots,
+    store_map::{self, Command},
     world::World,
 };
 use portico_backend::{
     Backend, Completion, Error, Family, Kind, Limits, Request, Sink,
     memory::Store,
     messages::{Cmd, InboxRef, Item, Messages, Reply, Watermark},
+    records::Records,
 };
 use portico_core::{
     Input,
@@ -41,13 +47,50 @@ const NEVER: Duration = Duration::from_secs(7 * 86_400);
 const REPLACED_AFTER_US: u64 = 3_000_000;
 
 /// Where the adapter puts its answers: it gives them before `submit` returns.
-#[derive(Default)]
-struct Basket(Mutex<Vec<Completion<Messages>>>);
+struct Basket<F: Family>(Mutex<Vec<Completion<F>>>);
 
-impl Sink<Messages> for Basket {
-    fn complete(&self, batch: Vec<Completion<Messages>>) {
+impl<F: Family> Sink<F> for Basket<F> {
+    fn complete(&self, batch: Vec<Completion<F>>) {
         let mut basket = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         basket.extend(batch);
+    }
+}
+
+/// The adapter of one family, which answers at once.
+struct Shelf<F: Family> {
+    backend: Arc<dyn Backend<F>>,
+    basket: Arc<Basket<F>>,
+    sink: Arc<dyn Sink<F>>,
+    deadline: Instant,
+}
+
+impl<F: Family> Shelf<F> {
+    fn new(backend: Arc<dyn Backend<F>>) -> Self {
+        let basket = Arc::new(Basket(Mutex::default()));
+        Self {
+            backend,
+            sink: basket.clone(),
+            basket,
+            deadline: Instant::now() + NEVER,
+        }
+    }
+
+    /// Carries out one command now.
+    fn ask(&self, cmd: F::Cmd) -> Result<F::Reply, Error> {
+        let request = Request {
+            token: 0,
+            lane: 0,
+            deadline: self.deadline,
+            cmd,
+        };
+        if let Err(rejected) = self.backend.submit(vec![request], &self.sink) {
+            return Err(rejected.why);
+        }
+        let mut basket = self.basket.0.lock().unwrap_or_else(PoisonError::into_inner);
+        match basket.pop() {
+            Some(completion) => completion.result,
+            None => unreachable!("this adapter answers at once"),
+        }
     }
 }
 
@@ -56,7 +99,7 @@ struct Waiting {
     token: StoreToken,
     lane: u16,
     deadline_us: u64,
-    cmd: Cmd,
+    cmd: Command,
     /// Somebody has been told that it is done.
     answered: bool,
 }
@@ -77,10 +120,8 @@ struct Lane {
 
 /// See the head of this file.
 pub(crate) struct Stage {
-    backend: Arc<dyn Backend<Messages>>,
-    basket: Arc<Basket>,
-    sink: Arc<dyn Sink<Messages>>,
-    deadline: Instant,
+    messages: Shelf<Messages>,
+    records: Shelf<Records>,
     lanes: Vec<Lane>,
     reads: Slots<Waiting>,
     answers: Slots<Answer>,
@@ -110,12 +151,10 @@ enum Fate {
 
 impl Stage {
     pub(crate) fn new() -> Self {
-        let basket = Arc::new(Basket::default());
+        let store = Store::new();
         Self {
-            backend: Store::new().messages(Limits::default()),
-            sink: basket.clone(),
-            basket,
-            deadline: Instant::now() + NEVER,
+            messages: Shelf::new(store.messages(Limits::default())),
+            records: Shelf::new(store.records(Limits::default())),
             lanes: Vec::new(),
             reads: Slots::default(),
             answers: Slots::default(),
@@ -140,22 +179,8 @@ impl Stage {
         }
     }
 
-    /// Carries out one command now.
     fn ask(&self, cmd: Cmd) -> Result<Reply, Error> {
-        let request = Request {
-            token: 0,
-            lane: 0,
-            deadline: self.deadline,
-            cmd,
-        };
-        if let Err(rejected) = self.backend.submit(vec![request], &self.sink) {
-            return Err(rejected.why);
-        }
-        let mut basket = self.basket.0.lock().unwrap_or_else(PoisonError::into_inner);
-        match basket.pop() {
-            Some(completion) => completion.result,
-            None => unreachable!("this adapter answers at once"),
-        }
+        self.messages.ask(cmd)
     }
 
     /// All that a user's inbox names, in order.
@@ -221,18 +246,24 @@ impl World {
     /// A shard asks for something.
     pub(crate) fn submit(&mut self, lane: u16, request: StoreRequest) {
         let mut cmd = store_map::command(request.cmd);
-        self.checker.submitted(lane, &cmd);
-        self.tamper(lane, request.token, &mut cmd);
+        if let Command::Messages(cmd) = &mut cmd {
+            self.checker.submitted(lane, cmd);
+            self.tamper(lane, request.token, cmd);
+        }
         let waiting = Waiting {
             token: request.token,
             lane,
             deadline_us: request.deadline_us,
             answered: self.canary == Some(Canary::AckBeforeStored)
-                && matches!(cmd, Cmd::Append { .. }),
+                && matches!(cmd, Command::Messages(Cmd::Append { .. })),
             cmd,
         };
         let life = self.life;
-        if Messages::is_read(&waiting.cmd) {
+        let is_read = match &waiting.cmd {
+            Command::Messages(cmd) => Messages::is_read(cmd),
+            Command::Records(cmd) => Records::is_read(cmd),
+        };
+        if is_read {
             let at = self.stage.reads.put(waiting);
             let pause_us = 1 + self.random.stretch(self.plan.commit_us);
             self.after(pause_us, Event::Read { life, at });
@@ -294,12 +325,9 @@ impl World {
         } = write;
         let fate = self.fate(deadline_us, true);
         let result = match fate {
-            Fate::Failed(error) => Err(error),
+            Fate::Failed(error) => Err(store_map::failure(&error)),
             Fate::Done => self.apply(cmd),
-            Fate::ReplyLost => self.apply(cmd).and_then(|_| {
-                let detail = "simulated: the reply was lost";
-                Err(Error::new(Kind::Unknown, detail))
-            }),
+            Fate::ReplyLost => self.apply(cmd).and(Err(StoreError::Unknown)),
         };
         if answered {
             return;
@@ -313,18 +341,24 @@ impl World {
             at_us.max(queue.answered_us)
         };
         queue.answered_us = queue.answered_us.max(at_us);
-        let result = store_map::answer(result);
         self.answer_in(at_us - self.now_us, lane, token, result);
     }
 
-    fn apply(&mut self, cmd: Cmd) -> Result<Reply, Error> {
+    fn apply(&mut self, cmd: Command) -> Result<StoreReply, StoreError> {
+        let cmd = match cmd {
+            Command::Messages(cmd) => cmd,
+            Command::Records(cmd) => {
+                self.note(|| format!("store: {cmd:?}"));
+                return store_map::record_answer(self.stage.records.ask(cmd));
+            }
+        };
         self.checker.applied(&cmd);
         self.note_applied(&cmd);
         let result = self.stage.ask(cmd);
         if let Err(error) = &result {
             self.checker.refused_by_store(error);
         }
-        result
+        store_map::answer(result)
     }
 
     fn note_applied(&self, cmd: &Cmd) {
@@ -369,22 +403,23 @@ impl World {
             return;
         };
         if self.canary == Some(Canary::NoAnswer)
-            && matches!(read.cmd, Cmd::Replay { .. })
+            && matches!(read.cmd, Command::Messages(Cmd::Replay { .. }))
             && self.random.one_in(10)
         {
             return self.note(|| format!("canary: a page for lane {} stays out", read.lane));
         }
         let forgets = self.canary == Some(Canary::ForgetAttempts);
         let result = match self.fate(read.deadline_us, false) {
-            Fate::Failed(error) => Err(error),
-            Fate::ReplyLost => Err(Error::new(Kind::Unknown, "simulated: the reply was lost")),
-            Fate::Done if forgets && matches!(read.cmd, Cmd::Find { .. }) => {
-                Ok(Reply::Found(Vec::new()))
-            }
-            Fate::Done => self.stage.ask(read.cmd),
+            Fate::Failed(error) => Err(store_map::failure(&error)),
+            Fate::ReplyLost => Err(StoreError::Unknown),
+            Fate::Done => match read.cmd {
+                Command::Messages(Cmd::Find { .. }) if forgets => Ok(StoreReply::Found(Vec::new())),
+                Command::Messages(cmd) => store_map::answer(self.stage.ask(cmd)),
+                Command::Records(cmd) => store_map::record_answer(self.stage.records.ask(cmd)),
+            },
         };
         let pause_us = self.answer_delay();
-        self.answer_in(pause_us, read.lane, read.token, store_map::answer(result));
+        self.answer_in(pause_us, read.lane, read.token, result);
     }
 
     fn fate(&mut self, deadline_us: u64, write: bool) -> Fate {

@@ -52,9 +52,12 @@ impl State {
     const fn of(result: Result<(), StoreError>) -> Self {
         match result {
             Ok(()) => Self::Durable,
-            Err(StoreError::Overloaded { .. } | StoreError::Unavailable | StoreError::Invalid) => {
-                Self::Gone
-            }
+            Err(
+                StoreError::Overloaded { .. }
+                | StoreError::Unavailable
+                | StoreError::Conflict
+                | StoreError::Invalid,
+            ) => Self::Gone,
             Err(StoreError::Unknown | StoreError::Fatal) => Self::Doubtful,
         }
     }

@@ -54,12 +54,83 @@ pub struct Marks {
     pub read_at_s: u32,
 }
 
+/// A name space of records.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct Table(pub u16);
+
+/// A small value under a key. Its version is chosen by who writes it, and never used twice for a key.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Record {
+    pub key: Bytes,
+    pub value: Bytes,
+    pub version: u64,
+}
+
+/// The state in which a record must be for a command to take effect.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Expect {
+    Any,
+    Absent,
+    Version(u64),
+}
+
+/// What can be asked about records. They are no part of the lane: a command that must follow
+/// another, or a message, waits for its answer.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum RecordCmd {
+    Get {
+        table: Table,
+        key: Bytes,
+    },
+    /// Succeeds without effect if the record has `version` already: it may be a repetition.
+    Put {
+        table: Table,
+        key: Bytes,
+        value: Bytes,
+        expect: Expect,
+        version: u64,
+    },
+    /// Deleting what is absent succeeds.
+    Delete {
+        table: Table,
+        key: Bytes,
+        expect: Expect,
+    },
+    /// Records whose key starts with `prefix` and is greater than `after`, by key; none is the end.
+    Scan {
+        table: Table,
+        prefix: Bytes,
+        after: Bytes,
+        limit: u32,
+    },
+}
+
+impl RecordCmd {
+    #[must_use]
+    pub const fn is_read(&self) -> bool {
+        matches!(self, Self::Get { .. } | Self::Scan { .. })
+    }
+
+    fn weight(&self) -> usize {
+        match self {
+            Self::Get { key, .. } | Self::Delete { key, .. } => key.len(),
+            Self::Put { key, value, .. } => key.len() + value.len(),
+            Self::Scan { prefix, after, .. } => prefix.len() + after.len(),
+        }
+    }
+}
+
 #[derive(Debug, PartialEq, Eq)]
 pub enum StoreCmd {
     /// Atomic: the entry and the reference.
-    Append { entry: Entry, to: InboxRef },
+    Append {
+        entry: Entry,
+        to: InboxRef,
+    },
     /// References to entries that exist.
-    AddRefs { refs: Vec<InboxRef> },
+    AddRefs {
+        refs: Vec<InboxRef>,
+    },
     /// Which of these messages were accepted at or after `since`?
     Find {
         conv: ConvId,
@@ -77,15 +148,22 @@ pub enum StoreCmd {
         bytes_max: u32,
     },
     /// Every device of the user that was ever here, with its cursor.
-    Cursors { user: UserId },
+    Cursors {
+        user: UserId,
+    },
     /// Merged by maximum; a cursor of 0 makes the device known.
     SetCursors {
         cursors: Vec<(UserId, DeviceId, Seq)>,
     },
     /// Merged by maximum.
-    SetMarks { marks: Vec<(ConvId, UserId, Marks)> },
+    SetMarks {
+        marks: Vec<(ConvId, UserId, Marks)>,
+    },
     /// Of all users in the conversation.
-    Marks { conv: ConvId },
+    Marks {
+        conv: ConvId,
+    },
+    Record(RecordCmd),
 }
 
 impl StoreCmd {
@@ -102,6 +180,7 @@ impl StoreCmd {
                 Self::Find { msg_ids, .. } => msg_ids.len() * size_of::<MsgId>(),
                 Self::Replay { .. } | Self::Cursors { .. } => 0,
                 Self::Marks { .. } => 0,
+                Self::Record(cmd) => cmd.weight(),
             }
     }
 }
@@ -124,6 +203,10 @@ pub enum StoreReply {
     },
     Cursors(Vec<(DeviceId, Seq)>),
     Marks(Vec<(UserId, Marks)>),
+    /// To [`RecordCmd::Get`].
+    Record(Option<Record>),
+    /// To [`RecordCmd::Scan`].
+    Records(Vec<Record>),
 }
 
 /// Why a request failed, by what is known about its effect.
@@ -135,6 +218,8 @@ pub enum StoreError {
     Unavailable,
     /// Perhaps applied.
     Unknown,
+    /// Not applied: the record is in another state than was expected.
+    Conflict,
     /// Not applied, and never will be.
     Invalid,
     /// The store has given up. Perhaps applied.

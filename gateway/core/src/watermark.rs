@@ -259,7 +259,7 @@ impl Shard {
         // What was refused for good, or by a store that has stopped, is not taken later either; the
         // client's own word and a replay make up for it after a restart.
         let again = match result {
-            Ok(()) | Err(StoreError::Invalid | StoreError::Fatal) => false,
+            Ok(()) | Err(StoreError::Conflict | StoreError::Invalid | StoreError::Fatal) => false,
             Err(StoreError::Overloaded { .. } | StoreError::Unavailable | StoreError::Unknown) => {
                 true
             }

@@ -22,9 +22,8 @@ use super::{
     storage::Storage,
     tls::Links,
 };
-use crate::{auth::Authenticator, tls_options::TlsOptions};
+use crate::{auth::Authenticator, gateway::Stores, tls_options::TlsOptions};
 use glommio::{LocalExecutorBuilder, Placement};
-use portico_backend::{Backend, messages::Messages};
 use portico_core::{Effects, Network, Policy, Shard, ShardConfig, ShardId};
 use std::{
     collections::VecDeque,
@@ -58,7 +57,7 @@ pub(crate) struct ShardPlan {
     pub(crate) unread_bytes_max: usize,
     pub(crate) mesh: Arc<Mesh>,
     pub(crate) published: Arc<Published>,
-    pub(crate) backend: Arc<dyn Backend<Messages>>,
+    pub(crate) stores: Stores,
     pub(crate) authenticator: Arc<dyn Authenticator>,
     /// Those who say where clients come from.
     pub(crate) proxy_from: Vec<Network>,
@@ -271,7 +270,7 @@ impl Driver {
             proxies,
             moves: Moves::default(),
             unread: Unread::new(plan.unread_bytes_max),
-            storage: Storage::new(plan.backend, plan.mesh.clone(), id),
+            storage: Storage::new(plan.stores, plan.mesh.clone(), id),
             sign_ins: SignIns {
                 authenticator: plan.authenticator,
                 waiting: VecDeque::new(),

@@ -27,7 +27,7 @@ use crossbeam::{
     queue::{ArrayQueue, SegQueue},
     utils::CachePadded,
 };
-use portico_backend::{Completion, Sink, messages::Messages};
+use portico_backend::{Completion, Sink, messages::Messages, records::Records};
 use portico_core::{Revocation, Session, ShardId, ShardMessage};
 use std::{
     collections::VecDeque,
@@ -153,7 +153,7 @@ struct Desk {
     mailbox: Mailbox,
     /// Of large letters to this shard, in all its queues.
     large_bytes: CachePadded<AtomicUsize>,
-    stored: SegQueue<Vec<Completion<Messages>>>,
+    stored: SegQueue<Answers>,
     orders: SegQueue<Order>,
     /// Has nothing more to do for anybody, after a drain.
     drained: AtomicBool,
@@ -300,7 +300,7 @@ impl Mesh {
         put
     }
 
-    pub(super) fn take_stored(&self, shard: ShardId) -> Option<Vec<Completion<Messages>>> {
+    pub(super) fn take_stored(&self, shard: ShardId) -> Option<Answers> {
         self.desk(shard).stored.pop()
     }
 
@@ -392,6 +392,13 @@ impl Desk {
     }
 }
 
+/// Answers of an adapter, given at once.
+#[derive(Debug)]
+pub(super) enum Answers {
+    Messages(Vec<Completion<Messages>>),
+    Records(Vec<Completion<Records>>),
+}
+
 /// Where a shard's storage answers arrive, from the threads of an adapter.
 #[derive(Debug)]
 pub(super) struct StoreDesk {
@@ -401,7 +408,19 @@ pub(super) struct StoreDesk {
 
 impl Sink<Messages> for StoreDesk {
     fn complete(&self, batch: Vec<Completion<Messages>>) {
-        self.mesh.desk(self.shard).stored.push(batch);
+        self.take(Answers::Messages(batch));
+    }
+}
+
+impl Sink<Records> for StoreDesk {
+    fn complete(&self, batch: Vec<Completion<Records>>) {
+        self.take(Answers::Records(batch));
+    }
+}
+
+impl StoreDesk {
+    fn take(&self, answers: Answers) {
+        self.mesh.desk(self.shard).stored.push(answers);
         self.mesh.call(self.shard);
     }
 }
@@ -664,10 +683,11 @@ mod tests {
         };
         let store = thread::spawn(move || {
             for token in requests {
-                desk.complete(vec![Completion {
+                let completion: Completion<Messages> = Completion {
                     token,
                     result: Ok(Reply::Done),
-                }]);
+                };
+                desk.complete(vec![completion]);
             }
         });
         in_time("desk-stress", move || {
@@ -679,7 +699,7 @@ mod tests {
                     asked += 1;
                 }
                 shard.block();
-                while let Some(batch) = mesh.take_stored(ShardId(0)) {
+                while let Some(Answers::Messages(batch)) = mesh.take_stored(ShardId(0)) {
                     for completion in batch {
                         assert_eq!(completion.token, answered);
                         answered += 1;

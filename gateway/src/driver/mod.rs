@@ -48,15 +48,17 @@ pub(crate) use mesh::{Mesh, Order};
 pub(crate) use ring::RingError;
 pub use ring::{Features, ProbeError, RingSizes, memlock_needed, probe_kernel};
 
-use crate::auth::Authenticator;
+use crate::{auth::Authenticator, store_map};
 use accept::Acceptor;
 use buffer::Unread;
 use counters::{Level, Tallies, Tally};
 use handover::Moves;
 use mailbox::Mail;
-use mesh::{Letter, Outbox};
+use mesh::{Answers, Letter, Outbox};
+use portico_backend::Completion as Answer;
 use portico_core::{
-    ConnId, Credentials, Effect, Effects, Input, Now, Shard, ShardId, store::StoreToken,
+    ConnId, Credentials, Effect, Effects, Input, Now, Shard, ShardId,
+    store::{StoreError, StoreReply, StoreToken},
 };
 use proxy::Proxies;
 use ring::{Completion, Ring};
@@ -320,17 +322,28 @@ impl Driver {
             let input = Input::Stored { token, result };
             self.core.handle(self.now, input, &mut self.fx);
         }
-        while let Some(batch) = self.mesh.take_stored(self.id) {
+        while let Some(answers) = self.mesh.take_stored(self.id) {
             any = true;
-            for completion in batch {
-                let input = Input::Stored {
-                    token: StoreToken(completion.token),
-                    result: crate::store_map::answer(completion.result),
-                };
-                self.core.handle(self.now, input, &mut self.fx);
+            match answers {
+                Answers::Messages(batch) => {
+                    for Answer { token, result } in batch {
+                        self.on_stored(token, store_map::answer(result));
+                    }
+                }
+                Answers::Records(batch) => {
+                    for Answer { token, result } in batch {
+                        self.on_stored(token, store_map::record_answer(result));
+                    }
+                }
             }
         }
         any
+    }
+
+    fn on_stored(&mut self, token: u64, result: Result<StoreReply, StoreError>) {
+        let token = StoreToken(token);
+        let input = Input::Stored { token, result };
+        self.core.handle(self.now, input, &mut self.fx);
     }
 
     fn take_orders(&mut self) -> bool {

@@ -1,7 +1,8 @@
-//! Storage requests on their way to the adapter: one batch per turn.
+//! Storage requests on their way to the adapters: one batch per turn and family.
 //!
 //! # Invariants
-//! - Requests are handed in in the order in which the core made them; all of a shard go in one lane.
+//! - Requests of a family are handed in in the order in which the core made them; all of a shard go
+//!   in one lane. Between messages and records there is no order.
 //! - What the adapter gives back keeps its place and is handed in again at the next tick, or when
 //!   an answer has made room. The core bounds how much can wait: it counts it as in flight.
 //! - A batch that was given back is tried again at half its size, and sizes double again with
@@ -13,9 +14,13 @@ use super::{
     clock,
     mesh::{Mesh, StoreDesk},
 };
-use crate::store_map;
+use crate::{
+    gateway::Stores,
+    store_map::{self, Command},
+};
 use portico_backend::{
     Backend, Caps, Error, Family, Kind, Rejected, Request, Sink, messages::Messages,
+    records::Records,
 };
 use portico_core::{
     Now, ShardId,
@@ -23,21 +28,25 @@ use portico_core::{
 };
 use std::{collections::VecDeque, mem, sync::Arc, time::Instant};
 
-pub(super) struct Storage {
-    backend: Arc<dyn Backend<Messages>>,
-    sink: Arc<dyn Sink<Messages>>,
+/// The requests of one family.
+struct Queue<F: Family> {
+    backend: Arc<dyn Backend<F>>,
+    sink: Arc<dyn Sink<F>>,
     caps: Caps,
-    lane: u32,
-    queue: VecDeque<Request<Messages>>,
+    waiting: VecDeque<Request<F>>,
     /// Requests of the next batch, at most.
     batch_max: usize,
     /// Why the adapter gave the last batch back; nothing is handed in until it may take more.
     refused: Option<Error>,
+}
+
+pub(super) struct Storage {
+    messages: Queue<Messages>,
+    records: Queue<Records>,
+    lane: u32,
     /// Requests that will never reach the adapter, with the answer they get instead.
     failed: Vec<(StoreToken, StoreError)>,
-    batches: u64,
-    rejected: u64,
-    expired: u64,
+    counts: StoreCounts,
 }
 
 /// What happened since it was last asked.
@@ -51,32 +60,22 @@ pub(super) struct StoreCounts {
 impl std::fmt::Debug for Storage {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("Storage")
-            .field("adapter", &self.caps.name)
-            .field("queue", &self.queue.len())
-            .field("refused", &self.refused)
+            .field("adapter", &self.messages.caps.name)
+            .field("messages", &self.messages.waiting.len())
+            .field("records", &self.records.waiting.len())
             .finish_non_exhaustive()
     }
 }
 
 impl Storage {
-    pub(super) fn new(
-        backend: Arc<dyn Backend<Messages>>,
-        mesh: Arc<Mesh>,
-        shard: ShardId,
-    ) -> Self {
-        let caps = backend.caps();
+    pub(super) fn new(stores: Stores, mesh: Arc<Mesh>, shard: ShardId) -> Self {
+        let desk = Arc::new(StoreDesk { mesh, shard });
         Self {
-            batch_max: caps.batch_max.max(1),
-            caps,
-            sink: Arc::new(StoreDesk { mesh, shard }),
-            backend,
+            messages: Queue::new(stores.messages, desk.clone()),
+            records: Queue::new(stores.records, desk),
             lane: u32::from(shard.0),
-            queue: VecDeque::new(),
-            refused: None,
             failed: Vec::new(),
-            batches: 0,
-            rejected: 0,
-            expired: 0,
+            counts: StoreCounts::default(),
         }
     }
 
@@ -87,49 +86,42 @@ impl Storage {
         }
         let lane = self.lane;
         let deadlines = clock::Deadlines::from(now);
-        self.queue.extend(requests.drain(..).map(|request| Request {
-            token: request.token.0,
-            lane,
-            deadline: deadlines.at(request.deadline_us),
-            cmd: store_map::command(request.cmd),
-        }));
-    }
-
-    /// Hands in what the adapter takes. True if that was anything.
-    pub(super) fn submit(&mut self) -> bool {
-        let before = self.batches;
-        while self.refused.is_none() && !self.queue.is_empty() {
-            let batch = self.next_batch();
-            self.batches += 1;
-            match self.backend.submit(batch, &self.sink) {
-                Ok(()) => {
-                    let most = self.caps.batch_max.max(1);
-                    self.batch_max = self.batch_max.saturating_mul(2).min(most);
-                }
-                Err(Rejected { batch, why }) => self.take_back(batch, why),
+        for request in requests.drain(..) {
+            let token = request.token.0;
+            let deadline = deadlines.at(request.deadline_us);
+            match store_map::command(request.cmd) {
+                Command::Messages(cmd) => self.messages.waiting.push_back(Request {
+                    token,
+                    lane,
+                    deadline,
+                    cmd,
+                }),
+                Command::Records(cmd) => self.records.waiting.push_back(Request {
+                    token,
+                    lane,
+                    deadline,
+                    cmd,
+                }),
             }
         }
-        self.batches > before
     }
 
-    /// Time has passed, or an answer has come: the adapter may take more. Requests whose time is
+    /// Hands in what the adapters take. True if that was anything.
+    pub(super) fn submit(&mut self) -> bool {
+        let before = self.counts.batches;
+        self.messages.submit(&mut self.failed, &mut self.counts);
+        self.records.submit(&mut self.failed, &mut self.counts);
+        self.counts.batches > before
+    }
+
+    /// Time has passed, or an answer has come: an adapter may take more. Requests whose time is
     /// over are answered with what held them up.
     pub(super) fn retry(&mut self) {
-        let Some(why) = self.refused.take() else {
-            return;
-        };
-        let now = Instant::now();
-        // Deadlines are in the order of the requests, as all get the same time.
-        let over = |request: &&Request<Messages>| request.deadline <= now;
-        let expired = self.queue.iter().take_while(over).count();
-        self.expired += expired as u64;
-        let failure = store_map::failure(&why);
-        let tokens = self.queue.drain(..expired).map(|request| request.token);
-        self.failed
-            .extend(tokens.map(|token| (StoreToken(token), failure)));
+        self.messages.retry(&mut self.failed, &mut self.counts);
+        self.records.retry(&mut self.failed, &mut self.counts);
     }
 
-    /// Answers that did not come from the adapter.
+    /// Answers that did not come from an adapter.
     pub(super) fn take_failed(&mut self) -> Vec<(StoreToken, StoreError)> {
         mem::take(&mut self.failed)
     }
@@ -138,46 +130,96 @@ impl Storage {
         !self.failed.is_empty()
     }
 
-    /// Requests that the adapter has not taken.
+    /// Requests that no adapter has taken.
     pub(super) fn waiting(&self) -> usize {
-        self.queue.len()
+        self.messages.waiting.len() + self.records.waiting.len()
     }
 
     pub(super) const fn take_counts(&mut self) -> StoreCounts {
-        let counts = StoreCounts {
-            batches: self.batches,
-            rejected: self.rejected,
-            expired: self.expired,
+        mem::replace(
+            &mut self.counts,
+            StoreCounts {
+                batches: 0,
+                rejected: 0,
+                expired: 0,
+            },
+        )
+    }
+}
+
+impl<F: Family> Queue<F> {
+    fn new(backend: Arc<dyn Backend<F>>, sink: Arc<dyn Sink<F>>) -> Self {
+        let caps = backend.caps();
+        Self {
+            batch_max: caps.batch_max.max(1),
+            caps,
+            sink,
+            backend,
+            waiting: VecDeque::new(),
+            refused: None,
+        }
+    }
+
+    fn submit(&mut self, failed: &mut Vec<(StoreToken, StoreError)>, counts: &mut StoreCounts) {
+        while self.refused.is_none() && !self.waiting.is_empty() {
+            let batch = self.next_batch();
+            counts.batches += 1;
+            match self.backend.submit(batch, &self.sink) {
+                Ok(()) => {
+                    let most = self.caps.batch_max.max(1);
+                    self.batch_max = self.batch_max.saturating_mul(2).min(most);
+                }
+                Err(Rejected { batch, why }) => {
+                    counts.rejected += 1;
+                    self.take_back(batch, why, failed);
+                }
+            }
+        }
+    }
+
+    fn retry(&mut self, failed: &mut Vec<(StoreToken, StoreError)>, counts: &mut StoreCounts) {
+        let Some(why) = self.refused.take() else {
+            return;
         };
-        (self.batches, self.rejected, self.expired) = (0, 0, 0);
-        counts
+        let now = Instant::now();
+        // Deadlines are in the order of the requests, as all get the same time.
+        let over = |request: &&Request<F>| request.deadline <= now;
+        let expired = self.waiting.iter().take_while(over).count();
+        counts.expired += expired as u64;
+        let failure = store_map::failure(&why);
+        let tokens = self.waiting.drain(..expired).map(|request| request.token);
+        failed.extend(tokens.map(|token| (StoreToken(token), failure)));
     }
 
     /// One request at least, and no more than the adapter takes at once.
-    fn next_batch(&mut self) -> Vec<Request<Messages>> {
+    fn next_batch(&mut self) -> Vec<Request<F>> {
         let mut bytes = 0;
-        let fits = |request: &&Request<Messages>| {
-            let size = Messages::bytes(&request.cmd);
+        let fits = |request: &&Request<F>| {
+            let size = F::bytes(&request.cmd);
             let first = bytes == 0;
             bytes += size;
             first || bytes <= self.caps.batch_bytes_max
         };
-        let some = self.queue.iter().take(self.batch_max);
+        let some = self.waiting.iter().take(self.batch_max);
         let count = some.take_while(fits).count();
-        if count == self.queue.len() {
+        if count == self.waiting.len() {
             // Usually: the list itself goes, and nothing in it is moved.
-            return mem::take(&mut self.queue).into();
+            return mem::take(&mut self.waiting).into();
         }
-        self.queue.drain(..count).collect()
+        self.waiting.drain(..count).collect()
     }
 
-    fn take_back(&mut self, batch: Vec<Request<Messages>>, why: Error) {
-        self.rejected += 1;
+    fn take_back(
+        &mut self,
+        batch: Vec<Request<F>>,
+        why: Error,
+        failed: &mut Vec<(StoreToken, StoreError)>,
+    ) {
         match why.kind {
             Kind::Overloaded | Kind::Unavailable | Kind::Unknown => {
                 self.batch_max = (batch.len() / 2).max(1);
                 for request in batch.into_iter().rev() {
-                    self.queue.push_front(request);
+                    self.waiting.push_front(request);
                 }
                 self.refused = Some(why);
             }
@@ -185,7 +227,7 @@ impl Storage {
             Kind::Conflict | Kind::Invalid | Kind::Fatal => {
                 let error = store_map::failure(&why);
                 let tokens = batch.iter().map(|request| StoreToken(request.token));
-                self.failed.extend(tokens.map(|token| (token, error)));
+                failed.extend(tokens.map(|token| (token, error)));
             }
         }
     }
@@ -258,7 +300,11 @@ mod tests {
 
     fn storage(backend: &Arc<Scripted>) -> Storage {
         let mesh = Arc::new(Mesh::new(1, 1).unwrap());
-        Storage::new(backend.clone(), mesh, ShardId(0))
+        let stores = Stores {
+            messages: backend.clone(),
+            records: portico_backend::memory::Store::new().records(Default::default()),
+        };
+        Storage::new(stores, mesh, ShardId(0))
     }
 
     fn requests(tokens: std::ops::Range<u64>, now: Now, time_us: u64) -> Vec<StoreRequest> {

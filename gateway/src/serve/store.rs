@@ -5,8 +5,9 @@ use crate::{
     config::{BackendKind, Config},
     stored::{self, FOLDER},
 };
-use portico_gateway::backend::{
-    Backend, Limits, embedded, memory, messages::Messages, records::Records,
+use portico_gateway::{
+    Stores,
+    backend::{Backend, Limits, embedded, memory, messages::Messages, records::Records},
 };
 use std::{fmt, sync::Arc, time::Instant};
 
@@ -46,6 +47,13 @@ impl Store {
             }
         };
         Ok(Self(Arc::new(inner)))
+    }
+
+    pub(super) fn both(&self) -> Stores {
+        Stores {
+            messages: self.messages(),
+            records: self.records(),
+        }
     }
 
     pub(super) fn messages(&self) -> Arc<dyn Backend<Messages>> {

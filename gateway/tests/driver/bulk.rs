@@ -145,7 +145,7 @@ fn congestion_stops_a_bulk_sender() {
     options.limits.store_bytes_soft = SOFT_BYTES;
     options.ring.buffers = BUFFERS;
     let store = Arc::new(Faulty::new(memory(), Plan::default(), 1).unwrap());
-    let gateway = Gateway::start(options, store.clone(), Arc::new(Trusting)).unwrap();
+    let gateway = Gateway::start(options, stores(store.clone()), Arc::new(Trusting)).unwrap();
     let mut from = Client::login(gateway.local_addr(), 1);
     let mut to = Client::login(gateway.local_addr(), 2);
     // Below the limit, and enough to begin.

@@ -12,7 +12,7 @@ use std::{
 };
 
 fn refusal(options: GatewayOptions) -> StartError {
-    match Gateway::start(options, memory(), Arc::new(Trusting)) {
+    match Gateway::start(options, stores(memory()), Arc::new(Trusting)) {
         Ok(gateway) => panic!("{gateway:?} started"),
         Err(error) => error,
     }
@@ -85,7 +85,7 @@ fn a_store_from_the_future_is_refused() {
         let store = Store::new();
         let messages: Arc<dyn Backend<Messages>> = store.messages(Limits::default());
         set_cursor(&messages, now_us + ahead_us);
-        match Gateway::start(options(1), messages, Arc::new(Trusting)) {
+        match Gateway::start(options(1), stores(messages), Arc::new(Trusting)) {
             Ok(gateway) => {
                 assert!(!refused);
                 let mut client = Client::login(gateway.local_addr(), 1);

@@ -2,7 +2,7 @@
 //! no fault of the driver can hide in both ends.
 
 use portico_gateway::{
-    AuthError, Authenticator, Credentials, Gateway, GatewayOptions, Grant, RingSizes,
+    AuthError, Authenticator, Credentials, Gateway, GatewayOptions, Grant, RingSizes, Stores,
     backend::{Backend, Limits, memory::Store, messages::Messages},
 };
 use portico_wire::{
@@ -66,8 +66,13 @@ pub(crate) fn memory() -> Arc<dyn Backend<Messages>> {
     Store::new().messages(Limits::default())
 }
 
+pub(crate) fn stores(messages: Arc<dyn Backend<Messages>>) -> Stores {
+    let records = Store::new().records(Limits::default());
+    Stores { messages, records }
+}
+
 pub(crate) fn start(options: GatewayOptions) -> Gateway {
-    Gateway::start(options, memory(), Arc::new(Trusting)).unwrap()
+    Gateway::start(options, stores(memory()), Arc::new(Trusting)).unwrap()
 }
 
 /// The sum of a number over all shards.

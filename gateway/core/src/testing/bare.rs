@@ -9,7 +9,7 @@ use super::START_US;
 use crate::{
     ConnId, Counter, Effect, Effects, Grant, Input, Limits, Now, Rates, Shard, ShardConfig,
     ShardId, ShardMessage, feed,
-    store::{StoreCmd, StoreReply, StoreRequest},
+    store::{RecordCmd, StoreCmd, StoreReply, StoreRequest},
     timer::Wheel,
     user_home,
 };
@@ -220,7 +220,12 @@ impl Bare {
                     },
                     StoreCmd::AddRefs { .. }
                     | StoreCmd::SetCursors { .. }
-                    | StoreCmd::SetMarks { .. } => StoreReply::Done,
+                    | StoreCmd::SetMarks { .. }
+                    | StoreCmd::Record(RecordCmd::Put { .. } | RecordCmd::Delete { .. }) => {
+                        StoreReply::Done
+                    }
+                    StoreCmd::Record(RecordCmd::Get { .. }) => StoreReply::Record(None),
+                    StoreCmd::Record(RecordCmd::Scan { .. }) => StoreReply::Records(Vec::new()),
                 };
                 let input = Input::Stored {
                     token: request.token,

@@ -7,9 +7,11 @@
 use crate::{
     home::{ShardId, user_home},
     store::{
-        Entry, InboxRef, Item, Marks, StoreCmd, StoreError, StoreReply, StoreRequest, StoreToken,
+        Entry, Expect, InboxRef, Item, Marks, Record, RecordCmd, StoreCmd, StoreError, StoreReply,
+        StoreRequest, StoreToken, Table,
     },
 };
+use bytes::Bytes;
 use portico_wire::ids::{ConvId, ConvSeq, DeviceId, Seq, UserId};
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
@@ -24,10 +26,12 @@ pub enum CmdKind {
     SetCursors,
     SetMarks,
     Marks,
+    ReadRecords,
+    WriteRecord,
 }
 
 impl CmdKind {
-    pub const ALL: [Self; 8] = [
+    pub const ALL: [Self; 10] = [
         Self::Append,
         Self::AddRefs,
         Self::Find,
@@ -36,6 +40,8 @@ impl CmdKind {
         Self::SetCursors,
         Self::SetMarks,
         Self::Marks,
+        Self::ReadRecords,
+        Self::WriteRecord,
     ];
 
     #[must_use]
@@ -49,13 +55,15 @@ impl CmdKind {
             StoreCmd::SetCursors { .. } => Self::SetCursors,
             StoreCmd::SetMarks { .. } => Self::SetMarks,
             StoreCmd::Marks { .. } => Self::Marks,
+            StoreCmd::Record(cmd) if cmd.is_read() => Self::ReadRecords,
+            StoreCmd::Record(_) => Self::WriteRecord,
         }
     }
 
     const fn is_read(self) -> bool {
         matches!(
             self,
-            Self::Find | Self::Replay | Self::Cursors | Self::Marks
+            Self::Find | Self::Replay | Self::Cursors | Self::Marks | Self::ReadRecords
         )
     }
 }
@@ -91,6 +99,7 @@ pub struct ModelStore {
     inbox: BTreeMap<(UserId, Seq), (ConvId, ConvSeq)>,
     cursors: BTreeMap<(UserId, DeviceId), Seq>,
     marks: BTreeMap<(ConvId, UserId), Marks>,
+    records: BTreeMap<(Table, Bytes), (Bytes, u64)>,
     /// Every inbox number ever asked for, written or not.
     issued: BTreeSet<(UserId, Seq)>,
     ceiling: u64,
@@ -279,10 +288,10 @@ impl ModelStore {
         };
         let kind = CmdKind::of(&cmd);
         let result = match self.next_fault(kind) {
-            None => Ok(self.apply(cmd)),
+            None => self.apply(cmd),
             Some((error, applied)) => {
                 if applied {
-                    self.apply(cmd);
+                    let _ = self.apply(cmd);
                 }
                 Err(error)
             }
@@ -335,8 +344,9 @@ impl ModelStore {
 
     // ---- commands
 
-    fn apply(&mut self, cmd: StoreCmd) -> StoreReply {
-        match cmd {
+    fn apply(&mut self, cmd: StoreCmd) -> Result<StoreReply, StoreError> {
+        Ok(match cmd {
+            StoreCmd::Record(cmd) => return self.apply_to_record(cmd),
             StoreCmd::Append { entry, to } => {
                 let key = (entry.conv, entry.conv_seq);
                 assert_eq!(key, (to.conv, to.conv_seq));
@@ -378,7 +388,7 @@ impl ModelStore {
                 if self.stalled > 0 {
                     self.stalled -= 1;
                     let (items, more) = (Vec::new(), true);
-                    return StoreReply::Page { items, more };
+                    return Ok(StoreReply::Page { items, more });
                 }
                 let (items, more) = self.page(user, after, limit as usize, bytes_max as usize);
                 StoreReply::Page { items, more }
@@ -414,6 +424,57 @@ impl ModelStore {
                     .map(|((_, user), marks)| (*user, *marks))
                     .collect(),
             ),
+        })
+    }
+
+    fn apply_to_record(&mut self, cmd: RecordCmd) -> Result<StoreReply, StoreError> {
+        let record = |(key, (value, version)): (&(Table, Bytes), &(Bytes, u64))| Record {
+            key: key.1.clone(),
+            value: value.clone(),
+            version: *version,
+        };
+        match cmd {
+            RecordCmd::Get { table, key } => {
+                let found = self.records.get_key_value(&(table, key));
+                Ok(StoreReply::Record(found.map(record)))
+            }
+            RecordCmd::Put {
+                table,
+                key,
+                value,
+                expect,
+                version,
+            } => {
+                let present = self.records.get(&(table, key.clone())).map(|(_, v)| *v);
+                if present != Some(version) {
+                    check_expected(expect, present)?;
+                    self.records.insert((table, key), (value, version));
+                }
+                Ok(StoreReply::Done)
+            }
+            RecordCmd::Delete { table, key, expect } => {
+                let present = self.records.get(&(table, key.clone())).map(|(_, v)| *v);
+                if present.is_some() {
+                    check_expected(expect, present)?;
+                    self.records.remove(&(table, key));
+                }
+                Ok(StoreReply::Done)
+            }
+            RecordCmd::Scan {
+                table,
+                prefix,
+                after,
+                limit,
+            } => {
+                let from = (table, prefix.clone());
+                let rows = self
+                    .records
+                    .range(from..)
+                    .take_while(|((t, key), _)| *t == table && key.starts_with(&prefix));
+                let rows = rows.filter(|((_, key), _)| *key > after);
+                let rows = rows.take(limit as usize).map(record).collect();
+                Ok(StoreReply::Records(rows))
+            }
         }
     }
 
@@ -437,5 +498,18 @@ impl ModelStore {
             });
         }
         (items, false)
+    }
+}
+
+fn check_expected(expect: Expect, present: Option<u64>) -> Result<(), StoreError> {
+    let holds = match expect {
+        Expect::Any => true,
+        Expect::Absent => present.is_none(),
+        Expect::Version(version) => present == Some(version),
+    };
+    if holds {
+        Ok(())
+    } else {
+        Err(StoreError::Conflict)
     }
 }
