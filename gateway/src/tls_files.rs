@@ -202,13 +202,15 @@ fn stamp(file: &Path) -> Stamp {
 mod tests {
     use super::*;
     use portico_tls::{UriNames, self_signed};
-    use std::os::unix::fs::symlink;
+    use std::os::unix::fs::{PermissionsExt, symlink};
 
     fn write(folder: &Path) {
         let made = self_signed(&["localhost"], UnixTime::now()).unwrap();
         fs::create_dir_all(folder).unwrap();
         fs::write(folder.join("cert.pem"), made.certificate).unwrap();
-        fs::write(folder.join("key.pem"), made.key).unwrap();
+        let key = folder.join("key.pem");
+        fs::write(&key, made.key).unwrap();
+        fs::set_permissions(&key, fs::Permissions::from_mode(0o600)).unwrap();
     }
 
     fn files(folder: &Path) -> TlsFiles {

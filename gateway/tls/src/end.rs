@@ -127,6 +127,12 @@ pub enum SettingsError {
         file: PathBuf,
         source: std::io::Error,
     },
+    #[error(
+        "{file}: everybody on this machine can use it (mode {mode:04o}), and whoever has it can pass for this server: \
+         chmod o= {file}",
+        file = .file.display()
+    )]
+    Exposed { file: PathBuf, mode: u32 },
     #[error("{file}: is not PEM: {reason}", file = .file.display())]
     NotPem { file: PathBuf, reason: String },
     #[error(

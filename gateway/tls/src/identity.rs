@@ -1,6 +1,6 @@
 //! The server's certificate and its key, from PEM.
 
-use crate::{end::SettingsError, validity::Validity};
+use crate::{end::SettingsError, secret_file, validity::Validity};
 use rustls::{
     crypto::ring::sign::any_supported_type,
     pki_types::{
@@ -37,7 +37,8 @@ impl Identity {
                 source,
             })
         };
-        Self::parse(&read(certificates)?, certificates, &read(key)?, key)
+        let secret = secret_file::read(key)?;
+        Self::parse(&read(certificates)?, certificates, &secret, key)
     }
 
     /// As [`Self::read`], from the texts themselves.

@@ -43,6 +43,7 @@ mod identity;
 mod open;
 mod record;
 mod secret;
+mod secret_file;
 #[cfg(feature = "self-signed")]
 mod self_signed;
 mod session;

@@ -11,14 +11,14 @@
 //! name any client where certificates are accepted: it is as precious as the server's key. Recorded
 //! sessions stay closed, since resumption always comes with a new key exchange (psk_dhe_ke).
 
-use crate::end::SettingsError;
+use crate::{end::SettingsError, secret_file};
 use ring::{
     aead::{AES_256_GCM, Aad, LessSafeKey, MAX_TAG_LEN, NONCE_LEN, Nonce, UnboundKey},
     hkdf,
     rand::{SecureRandom, SystemRandom},
 };
 use rustls::{server::ProducesTickets, time_provider::TimeProvider};
-use std::{fmt, fs, path::Path, sync::Arc};
+use std::{fmt, path::Path, sync::Arc};
 use zeroize::Zeroizing;
 
 /// How long a key makes tickets. A ticket is good for this at least, and for twice this at most.
@@ -54,11 +54,7 @@ impl TicketSecret {
     /// The file cannot be read, or holds fewer than [`Self::BYTES_MIN`] or more than
     /// [`Self::BYTES_MAX`] bytes.
     pub fn read(file: &Path) -> Result<Self, SettingsError> {
-        let secret = fs::read(file).map_err(|source| SettingsError::Read {
-            file: file.to_owned(),
-            source,
-        })?;
-        let secret = Zeroizing::new(secret);
+        let secret = secret_file::read(file)?;
         if !(Self::BYTES_MIN..=Self::BYTES_MAX).contains(&secret.len()) {
             return Err(SettingsError::TicketSecretLength {
                 file: file.to_owned(),

@@ -6,7 +6,7 @@ use crate::harness::{Gateway, Setup, eventually};
 use portico_gateway::tls::{UnixTime, self_signed};
 use rustix::process::Signal;
 use std::{
-    fs,
+    fs::{self, Permissions},
     os::unix::fs::{PermissionsExt, symlink},
     path::{Path, PathBuf},
     sync::atomic::{AtomicBool, Ordering},
@@ -23,6 +23,7 @@ fn make(folder: &Path) -> (PathBuf, PathBuf) {
     let (certificate, key) = (folder.join("cert.pem"), folder.join("key.pem"));
     // Never half of one and half of the other under the names that are watched: as in operation.
     fs::write(&key, made.key).expect("a file");
+    fs::set_permissions(&key, Permissions::from_mode(0o600)).expect("it is ours");
     fs::write(&certificate, made.certificate).expect("a file");
     (certificate, key)
 }
@@ -172,8 +173,11 @@ fn what_cannot_serve_says_what_to_do() {
     refused(&with(&key, &key), 1, &["holds no certificate"]);
     let short = plain.directory().join("short");
     fs::write(&short, "short").expect("a file");
+    fs::set_permissions(&short, Permissions::from_mode(0o600)).expect("it is ours");
     let short = with(&certificate, &key).set("tls.ticket_secret", short.display());
     refused(&short, 1, &["5 bytes"]);
+    fs::set_permissions(&key, Permissions::from_mode(0o644)).expect("it is ours");
+    refused(&with(&certificate, &key), 1, &["(mode 0644)", "chmod o= "]);
 }
 
 /// Whoever says so may serve plain text to the world.

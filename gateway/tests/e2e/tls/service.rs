@@ -12,7 +12,13 @@ use portico_wire::{
 };
 use rustix::process::Signal;
 use rustls::HandshakeKind;
-use std::{fs, io::Write, thread, time::Duration};
+use std::{
+    fs::{self, Permissions},
+    io::Write,
+    os::unix::fs::PermissionsExt,
+    thread,
+    time::Duration,
+};
 
 const USERS: u64 = 12;
 const SESSIONS: &str = "portico_tls_sessions";
@@ -276,6 +282,7 @@ fn sessions_are_resumed_after_a_restart_with_the_same_secret() {
     let setup = setup().set("tls.listen", quiet_port());
     let secret = setup.directory().join("ticket-secret");
     fs::write(&secret, [7; 32]).expect("a file");
+    fs::set_permissions(&secret, Permissions::from_mode(0o600)).expect("it is ours");
     let with_secret = setup.clone().set("tls.ticket_secret", secret.display());
     let first = with_secret.start();
     let config = trust(&first);

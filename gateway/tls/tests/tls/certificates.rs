@@ -11,7 +11,14 @@ use rustls::{
     ClientConfig,
     pki_types::{PrivateKeyDer, PrivatePkcs8KeyDer},
 };
-use std::{fs, path::PathBuf, process, sync::Arc, time::Duration};
+use std::{
+    fs::{self, Permissions},
+    os::unix::fs::PermissionsExt,
+    path::PathBuf,
+    process,
+    sync::Arc,
+    time::Duration,
+};
 
 /// An authority for clients.
 struct Authority {
@@ -136,6 +143,7 @@ impl Folder {
     fn file(&self, name: &str, content: impl AsRef<[u8]>) -> PathBuf {
         let path = self.0.join(name);
         fs::write(&path, content).expect("a file");
+        fs::set_permissions(&path, Permissions::from_mode(0o600)).expect("it is ours");
         path
     }
 }
@@ -198,6 +206,10 @@ fn what_is_wrong_with_a_file_is_said_with_its_name() {
         let secret = one.key.lines().nth(1).expect("a line of the key");
         assert!(!error.contains(secret), "{error}");
     }
+    let exposed = folder.file("exposed.pem", &one.key);
+    fs::set_permissions(&exposed, Permissions::from_mode(0o644)).expect("it is ours");
+    let error = Identity::read(&certificate, &exposed).expect_err("everybody has it");
+    assert!(matches!(error, SettingsError::Exposed { mode: 0o644, .. }));
     let short = folder.file("secret", [1; 31]);
     let error = TicketSecret::read(&short).expect_err("31 bytes");
     assert!(matches!(
