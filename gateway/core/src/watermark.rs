@@ -1,8 +1,9 @@
 //! Cursors, delivered and read: three kinds of watermark, merged by maximum, pushed and written
 //! behind.
 //!
-//! Receipts go to the other side within `flush_ms`, joined per conversation. Cursors and marks are
-//! written together four times less often, the cursors once the marks are durable: a cursor
+//! Receipts go to the other side `flush_ms` after what they tell, joined per conversation: not all
+//! at one moment, which would keep everybody else waiting while they are sent. Cursors and marks are
+//! written together, at every fourth `flush_ms`, the cursors once the marks are durable: a cursor
 //! without its marks would hide for good that messages were delivered. While a save is under way
 //! the next one waits, so that a store that stands still collects nothing.
 
@@ -18,12 +19,14 @@ use portico_wire::{
     ids::{ConvId, ConvSeq, DeviceId, Seq, UserId},
 };
 use rustc_hash::FxHashMap;
-use std::mem;
+use std::{collections::VecDeque, mem};
 
 /// Most cursors or marks in one storage command.
 const BATCH_MAX: usize = 256;
 /// Saves happen at every so many pushes.
 const PUSHES_PER_SAVE: u8 = 4;
+/// Receipts are told at so many moments in each `flush_ms`: some at once cost less than each alone.
+const MOMENTS: u64 = 16;
 /// How long after a failed save the next one is tried.
 const SAVE_RETRY_US: u64 = 1_000_000;
 
@@ -39,7 +42,9 @@ pub(crate) struct Unsaved {
     pub(crate) marks: FxHashMap<MarkKey, (Marks, Waiting)>,
     /// Of the marks, what the other side has not been told.
     untold: FxHashMap<MarkKey, Marks>,
-    /// When the next flush is due, and how many are left until the next save.
+    /// The same by the time at which they are due; in order, because all wait equally long.
+    telling: VecDeque<(u64, MarkKey)>,
+    /// When the next save is thought of, and how many times more until it is done.
     flush_us: Option<u64>,
     until_save: u8,
     /// Somebody waits for the next save.
@@ -65,8 +70,31 @@ impl Unsaved {
         self.cursors.len() + self.marks.len() + self.held.len()
     }
 
-    pub(crate) const fn next_us(&self) -> Option<u64> {
-        self.flush_us
+    pub(crate) fn next_us(&self) -> Option<u64> {
+        let told_us = self.telling.front().map(|(due_us, _)| *due_us);
+        self.flush_us.into_iter().chain(told_us).min()
+    }
+
+    /// The other side is to be told of this.
+    fn tell(&mut self, key: MarkKey, marks: Marks, now_us: u64, flush_ms: u32) {
+        let untold = self.untold.entry(key).or_insert_with(|| {
+            let flush_us = u64::from(flush_ms) * 1_000;
+            let step_us = (flush_us / MOMENTS).max(1);
+            let due_us = (now_us + flush_us).next_multiple_of(step_us);
+            self.telling.push_back((due_us, key));
+            Marks::default()
+        });
+        merge(untold, marks);
+    }
+
+    /// One whose time has come.
+    fn next_told(&mut self, now_us: u64) -> Option<(MarkKey, Marks)> {
+        let (due_us, key) = *self.telling.front()?;
+        if due_us > now_us {
+            return None;
+        }
+        self.telling.pop_front();
+        Some((key, self.untold.remove(&key).unwrap_or_default()))
     }
 
     fn arm(&mut self, now_us: u64, flush_ms: u32) {
@@ -117,8 +145,9 @@ impl Shard {
     fn mark(&mut self, conv: ConvId, user: UserId, marks: Marks, cx: &mut Turn<'_>) {
         let (unsaved, _) = self.unsaved.marks.entry((conv, user)).or_default();
         merge(unsaved, marks);
-        merge(self.unsaved.untold.entry((conv, user)).or_default(), marks);
         let flush_ms = self.config.limits.flush_ms;
+        self.unsaved
+            .tell((conv, user), marks, cx.now.mono_us, flush_ms);
         self.unsaved.arm(cx.now.mono_us, flush_ms);
     }
 
@@ -152,10 +181,10 @@ impl Shard {
     /// Tells and writes what is due.
     pub(crate) fn flush_unsaved(&mut self, cx: &mut Turn<'_>) {
         let now_us = cx.now.mono_us;
+        self.tell_marks(cx);
         if self.unsaved.flush_us.is_none_or(|due| due > now_us) {
             return;
         }
-        self.tell_marks(cx);
         self.unsaved.until_save = self.unsaved.until_save.saturating_sub(1);
         // READ requests wait for their answer; at the end nothing may be left.
         let crowded = self.unsaved.marks.len() > self.config.limits.unsaved_max / 2;
@@ -168,8 +197,7 @@ impl Shard {
     }
 
     fn tell_marks(&mut self, cx: &mut Turn<'_>) {
-        let untold = mem::take(&mut self.unsaved.untold);
-        for ((conv, reader), marks) in untold {
+        while let Some(((conv, reader), marks)) = self.unsaved.next_told(cx.now.mono_us) {
             let Some(peer) = conv.peer_of(reader) else {
                 continue;
             };
@@ -307,5 +335,43 @@ fn merge(into: &mut Marks, from: Marks) {
     if from.read > into.read {
         into.read = from.read;
         into.read_at_s = from.read_at_s;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Those of a busy shard are not told all at one moment, and none early or late.
+    #[test]
+    fn receipts_are_told_at_many_moments() {
+        const FLUSH_MS: u32 = 250;
+        const MARKS: u64 = 1_600;
+        let flush_us = u64::from(FLUSH_MS) * 1_000;
+        let mut unsaved = Unsaved::default();
+        let first_us = |number: u64| 7_000_000 + number * flush_us / MARKS;
+        let key = |number: u64| (ConvId::direct(UserId(1), UserId(9 + number)), UserId(1));
+        for number in 0..MARKS {
+            for up_to in [1, 3, 2] {
+                let marks = Marks {
+                    delivered: ConvSeq(up_to),
+                    ..Marks::default()
+                };
+                unsaved.tell(key(number), marks, first_us(number), FLUSH_MS);
+            }
+        }
+        let mut told = 0;
+        while let Some(now_us) = unsaved.next_us() {
+            let before = told;
+            while let Some((told_key, marks)) = unsaved.next_told(now_us) {
+                assert_eq!((told_key, marks.delivered), (key(told), ConvSeq(3)));
+                let waited_us = now_us - first_us(told);
+                assert!((flush_us..=flush_us + flush_us / MOMENTS).contains(&waited_us));
+                told += 1;
+            }
+            assert!((1..=MARKS / MOMENTS + 1).contains(&(told - before)));
+        }
+        assert_eq!(told, MARKS);
+        assert!(unsaved.untold.is_empty());
     }
 }

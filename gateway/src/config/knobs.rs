@@ -237,8 +237,8 @@ knobs! {
     "Messages of one device and conversation that may wait while the store is searched for a first \
      attempt; more are refused with OVERLOADED.";
     "limits.flush_ms", U32(limits.flush_ms), bounds(1, 60_000, "ms"),
-    "How long receipts wait to be told together; cursors and watermarks are written four times less \
-     often. After a crash so much of them is told again; no message depends on it.";
+    "How long a receipt waits for more of its conversation; cursors and watermarks are written four \
+     times less often. After a crash so much of them is told again; no message depends on it.";
     "limits.unsaved_max", Usize(limits.unsaved_max), bounds(16, 1 << 24, "watermarks"),
     "Watermarks of one shard that may wait to be written; past it a READ is refused with \
      OVERLOADED.";

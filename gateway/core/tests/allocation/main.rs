@@ -33,13 +33,13 @@ const MESSAGE_US: u64 = 500;
 const BODY: [u8; 128] = [0x5a; 128];
 
 /// Allocations per thousand messages at most: SEND, letters, append answered, output, ACK, flush.
-/// At SEND a chunk for many bodies; at ACK and flush the tables that each flush empties and ACKs
-/// fill again.
-const ONE_SHARD_MAX: [u64; STAGES.len()] = [1, 0, 0, 0, 18, 3];
-const BUNCHED_MAX: [u64; STAGES.len()] = [13, 0, 0, 0, 16, 3];
-const READ_MAX: [u64; STAGES.len()] = [1, 0, 0, 0, 18, 3];
+/// At SEND a chunk for many bodies; where an append is answered what the pool has given back since
+/// and lends again; at ACK and flush the tables that each flush empties and ACKs fill again.
+const ONE_SHARD_MAX: [u64; STAGES.len()] = [1, 0, 2, 0, 6, 3];
+const BUNCHED_MAX: [u64; STAGES.len()] = [13, 0, 0, 0, 6, 3];
+const READ_MAX: [u64; STAGES.len()] = [1, 0, 2, 0, 6, 3];
 /// Half of the pairs live on different shards: the letter between them.
-const TWO_SHARDS_MAX: [u64; STAGES.len()] = [502, 0, 3, 0, 30, 5];
+const TWO_SHARDS_MAX: [u64; STAGES.len()] = [502, 0, 1, 0, 10, 5];
 /// The letter, which an ephemeral message has on one shard too.
 const EPHEMERAL_MAX: [u64; STAGES.len()] = [1_001, 0, 0, 0, 0, 0];
 
