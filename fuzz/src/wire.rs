@@ -6,7 +6,10 @@ use portico_wire::{
     encode::Encoder,
     fb, frame,
     limits::{FRAME_BYTES_BEFORE_WELCOME_MAX, FRAME_BYTES_DEFAULT_MAX, FRAME_BYTES_MIN},
-    message::{Close, Drain, Envelope, ErrorReply, Hello, ReceiptsGet, Welcome},
+    message::{
+        Close, Drain, Envelope, ErrorReply, Hello, ReceiptsGet, Welcome,
+        group::{Group, GroupCreate, GroupEdit, GroupEvent, GroupGet},
+    },
     next_frame,
     verify::{Scope, root},
 };
@@ -148,11 +151,26 @@ fn body_of(op: u8, body: &[u8]) {
         Op::Conversation => table::<fb::Conversation<'_>>(body),
         Op::PresenceSub => table::<fb::PresenceSub<'_>>(body),
         Op::Presence => table::<fb::Presence<'_>>(body),
-        Op::GroupCreate => table::<fb::GroupCreate<'_>>(body),
-        Op::GroupEdit => table::<fb::GroupEdit<'_>>(body),
-        Op::GroupGet => table::<fb::GroupGet<'_>>(body),
-        Op::Group => table::<fb::Group<'_>>(body),
-        Op::GroupEvent => table::<fb::GroupEvent<'_>>(body),
+        Op::GroupCreate => {
+            table::<fb::GroupCreate<'_>>(body);
+            group_create(body);
+        }
+        Op::GroupEdit => {
+            table::<fb::GroupEdit<'_>>(body);
+            group_edit(body);
+        }
+        Op::GroupGet => {
+            table::<fb::GroupGet<'_>>(body);
+            group_get(body);
+        }
+        Op::Group => {
+            table::<fb::Group<'_>>(body);
+            group(body);
+        }
+        Op::GroupEvent => {
+            table::<fb::GroupEvent<'_>>(body);
+            group_event(body);
+        }
         Op::KeysUpload => table::<fb::KeysUpload<'_>>(body),
         Op::KeysFetch => table::<fb::KeysFetch<'_>>(body),
         Op::KeyBundles => table::<fb::KeyBundles<'_>>(body),
@@ -249,6 +267,52 @@ fn receipts_get(body: &[u8]) {
     let mut out = Vec::new();
     Encoder::new().receipts_get(&mut out, 1, &read);
     assert_eq!(ReceiptsGet::decode(&out[frame::BASE_END..]), Ok(read));
+}
+
+fn group_create(body: &[u8]) {
+    let Some(read) = value(GroupCreate::decode(body)) else {
+        return;
+    };
+    let mut out = Vec::new();
+    let route = frame::RouteHeader::default();
+    Encoder::new().group_create(&mut out, frame::Flags::NONE, 1, &route, &read);
+    assert_eq!(GroupCreate::decode(&out[frame::ROUTE_END..]), Ok(read));
+}
+
+fn group_edit(body: &[u8]) {
+    let Some(read) = value(GroupEdit::decode(body)) else {
+        return;
+    };
+    let mut out = Vec::new();
+    let route = frame::RouteHeader::default();
+    Encoder::new().group_edit(&mut out, frame::Flags::NONE, 1, &route, &read);
+    assert_eq!(GroupEdit::decode(&out[frame::ROUTE_END..]), Ok(read));
+}
+
+fn group_get(body: &[u8]) {
+    let Some(read) = value(GroupGet::decode(body)) else {
+        return;
+    };
+    let mut out = Vec::new();
+    Encoder::new().group_get(&mut out, 1, &read);
+    assert_eq!(GroupGet::decode(&out[frame::BASE_END..]), Ok(read));
+}
+
+fn group(body: &[u8]) {
+    let Some(read) = value(Group::decode(body)) else {
+        return;
+    };
+    let mut out = Vec::new();
+    Encoder::new().group(&mut out, 1, false, &read);
+    assert_eq!(Group::decode(&out[frame::BASE_END..]), Ok(read));
+}
+
+fn group_event(body: &[u8]) {
+    let Some(read) = value(GroupEvent::decode(body)) else {
+        return;
+    };
+    let mut encoder = Encoder::new();
+    assert_eq!(GroupEvent::decode(encoder.group_event(&read)), Ok(read));
 }
 
 /// Formats a value and throws the text away.

@@ -1,6 +1,8 @@
 //! Writers of frames. All append to a buffer that the caller owns and reuses; header-only frames
 //! need no builder.
 
+mod group;
+
 use crate::{
     frame::{BASE_END, ConvKind, Flags, ROUTE_END, RouteHeader, SEQ_END, SeqHeader},
     generated::fb,

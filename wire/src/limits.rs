@@ -34,6 +34,17 @@ pub const ENDPOINTS_MAX: usize = 16;
 pub const RECEIVE_MAX_DEFAULT: u32 = 256;
 pub const RECEIVE_MAX_CEILING: u32 = 4_096;
 
+/// Members of a group, at most and unless the group asks for more. Also the members named by one
+/// GROUP_CREATE or GROUP_EDIT.
+pub const GROUP_MEMBERS_MAX: usize = 1_024;
+pub const GROUP_MEMBERS_DEFAULT_MAX: u16 = 256;
+/// Longest title of a group.
+pub const GROUP_TITLE_BYTES_MAX: usize = 400;
+/// Longest sealed_info of a group.
+pub const GROUP_INFO_BYTES_MAX: usize = 4_096;
+/// Longest invite code.
+pub const GROUP_INVITE_BYTES_MAX: usize = 64;
+
 /// Conversations in one RECEIPTS_GET.
 pub const RECEIPTS_GET_MAX: usize = 100;
 /// Bodies that fail verification, per connection and minute, before it is closed.
@@ -73,5 +84,14 @@ const _: () = assert!(
 const _: () = assert!(
     TOKEN_BYTES_MAX + RESUME_TOKEN_BYTES_MAX + 512 <= FRAME_BYTES_BEFORE_WELCOME_MAX,
     "the largest HELLO must fit into the first frame"
+);
+const _: () = assert!(
+    GROUP_MEMBERS_MAX * 16
+        + GROUP_TITLE_BYTES_MAX
+        + GROUP_INFO_BYTES_MAX
+        + GROUP_INVITE_BYTES_MAX
+        + 256
+        <= FRAME_BYTES_TO_CLIENT_MAX,
+    "the largest GROUP and GROUP_EVENT must fit into one frame to a client"
 );
 const _: () = assert!(RECEIVE_MAX_DEFAULT <= RECEIVE_MAX_CEILING);

@@ -3,6 +3,8 @@
 //! uses one as a time or a size clamps it. Bodies that this crate has no value for are read
 //! through [`crate::verify::root`] and [`crate::fb`].
 
+pub mod group;
+
 use crate::{
     code::{CloseCode, ErrorCode},
     error::BodyError,

@@ -1,6 +1,7 @@
 //! Tests of the wire protocol from the outside, in one program so that it links once.
 //!
 //! - [`golden`]: the exact bytes of every operation, of bad frames and of a worked example.
+//! - [`groups`]: bodies of the operations on groups and their bounds.
 //! - [`properties`]: any chunking, round trips, and no panic on any bytes.
 //! - [`fuzz_replay`]: the targets of the fuzz folder over their committed corpus.
 //! - [`protocol_doc`]: docs/PROTOCOL.md says what the tables of this crate say.
@@ -17,6 +18,7 @@ mod fuzz_targets;
 
 mod fuzz_replay;
 mod golden;
+mod groups;
 mod properties;
 mod protocol_doc;
 mod samples;
