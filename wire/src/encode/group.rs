@@ -131,6 +131,9 @@ impl Encoder {
                     title,
                     sealed_info,
                     rules: fb::GroupRules::from_bits_retain(event.rules.0),
+                    max_members: event.max_members,
+                    group_type: event.group_type,
+                    has_invite: event.has_invite,
                 },
             )
         })

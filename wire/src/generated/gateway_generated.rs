@@ -9330,6 +9330,9 @@ impl<'a> GroupEvent<'a> {
   pub const VT_TITLE: ::flatbuffers::VOffsetT = 10;
   pub const VT_SEALED_INFO: ::flatbuffers::VOffsetT = 12;
   pub const VT_RULES: ::flatbuffers::VOffsetT = 14;
+  pub const VT_MAX_MEMBERS: ::flatbuffers::VOffsetT = 16;
+  pub const VT_GROUP_TYPE: ::flatbuffers::VOffsetT = 18;
+  pub const VT_HAS_INVITE: ::flatbuffers::VOffsetT = 20;
 
   #[inline]
   pub unsafe fn init_from_table(table: ::flatbuffers::Table<'a>) -> Self {
@@ -9346,6 +9349,9 @@ impl<'a> GroupEvent<'a> {
     if let Some(x) = args.sealed_info { builder.add_sealed_info(x); }
     if let Some(x) = args.title { builder.add_title(x); }
     if let Some(x) = args.members { builder.add_members(x); }
+    builder.add_max_members(args.max_members);
+    builder.add_has_invite(args.has_invite);
+    builder.add_group_type(args.group_type);
     builder.add_action(args.action);
     builder.finish()
   }
@@ -9393,6 +9399,27 @@ impl<'a> GroupEvent<'a> {
     // which contains a valid value in this slot
     unsafe { self._tab.get::<GroupRules>(GroupEvent::VT_RULES, Some(Default::default())).unwrap()}
   }
+  #[inline]
+  pub fn max_members(&self) -> u16 {
+    // Safety:
+    // Created from valid Table for this object
+    // which contains a valid value in this slot
+    unsafe { self._tab.get::<u16>(GroupEvent::VT_MAX_MEMBERS, Some(256)).unwrap()}
+  }
+  #[inline]
+  pub fn group_type(&self) -> u8 {
+    // Safety:
+    // Created from valid Table for this object
+    // which contains a valid value in this slot
+    unsafe { self._tab.get::<u8>(GroupEvent::VT_GROUP_TYPE, Some(0)).unwrap()}
+  }
+  #[inline]
+  pub fn has_invite(&self) -> bool {
+    // Safety:
+    // Created from valid Table for this object
+    // which contains a valid value in this slot
+    unsafe { self._tab.get::<bool>(GroupEvent::VT_HAS_INVITE, Some(false)).unwrap()}
+  }
 }
 
 impl ::flatbuffers::Verifiable for GroupEvent<'_> {
@@ -9407,6 +9434,9 @@ impl ::flatbuffers::Verifiable for GroupEvent<'_> {
      .visit_field::<::flatbuffers::ForwardsUOffset<&str>>("title", Self::VT_TITLE, false)?
      .visit_field::<::flatbuffers::ForwardsUOffset<::flatbuffers::Vector<'_, u8>>>("sealed_info", Self::VT_SEALED_INFO, false)?
      .visit_field::<GroupRules>("rules", Self::VT_RULES, false)?
+     .visit_field::<u16>("max_members", Self::VT_MAX_MEMBERS, false)?
+     .visit_field::<u8>("group_type", Self::VT_GROUP_TYPE, false)?
+     .visit_field::<bool>("has_invite", Self::VT_HAS_INVITE, false)?
      .finish();
     Ok(())
   }
@@ -9418,6 +9448,9 @@ pub struct GroupEventArgs<'a> {
     pub title: Option<::flatbuffers::WIPOffset<&'a str>>,
     pub sealed_info: Option<::flatbuffers::WIPOffset<::flatbuffers::Vector<'a, u8>>>,
     pub rules: GroupRules,
+    pub max_members: u16,
+    pub group_type: u8,
+    pub has_invite: bool,
 }
 impl<'a> Default for GroupEventArgs<'a> {
   #[inline]
@@ -9429,6 +9462,9 @@ impl<'a> Default for GroupEventArgs<'a> {
       title: None,
       sealed_info: None,
       rules: Default::default(),
+      max_members: 256,
+      group_type: 0,
+      has_invite: false,
     }
   }
 }
@@ -9463,6 +9499,18 @@ impl<'a: 'b, 'b, A: ::flatbuffers::Allocator + 'a> GroupEventBuilder<'a, 'b, A> 
     self.fbb_.push_slot::<GroupRules>(GroupEvent::VT_RULES, rules, Default::default());
   }
   #[inline]
+  pub fn add_max_members(&mut self, max_members: u16) {
+    self.fbb_.push_slot::<u16>(GroupEvent::VT_MAX_MEMBERS, max_members, 256);
+  }
+  #[inline]
+  pub fn add_group_type(&mut self, group_type: u8) {
+    self.fbb_.push_slot::<u8>(GroupEvent::VT_GROUP_TYPE, group_type, 0);
+  }
+  #[inline]
+  pub fn add_has_invite(&mut self, has_invite: bool) {
+    self.fbb_.push_slot::<bool>(GroupEvent::VT_HAS_INVITE, has_invite, false);
+  }
+  #[inline]
   pub fn new(_fbb: &'b mut ::flatbuffers::FlatBufferBuilder<'a, A>) -> GroupEventBuilder<'a, 'b, A> {
     let start = _fbb.start_table();
     GroupEventBuilder {
@@ -9486,6 +9534,9 @@ impl ::core::fmt::Debug for GroupEvent<'_> {
       ds.field("title", &self.title());
       ds.field("sealed_info", &self.sealed_info());
       ds.field("rules", &self.rules());
+      ds.field("max_members", &self.max_members());
+      ds.field("group_type", &self.group_type());
+      ds.field("has_invite", &self.has_invite());
       ds.finish()
   }
 }

@@ -228,7 +228,7 @@ impl<'a> Group<'a> {
 }
 
 /// What happened to a group; an entry of its conversation.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct GroupEvent<'a> {
     /// The group's from now on.
     pub epoch: u64,
@@ -238,6 +238,27 @@ pub struct GroupEvent<'a> {
     pub title: Option<&'a str>,
     pub sealed_info: Option<&'a [u8]>,
     pub rules: GroupRules,
+    /// CREATE.
+    pub max_members: u16,
+    pub group_type: u8,
+    /// SET_INVITE: there is a code now. The code itself is for admins, who ask with GROUP_GET.
+    pub has_invite: bool,
+}
+
+impl Default for GroupEvent<'_> {
+    fn default() -> Self {
+        Self {
+            epoch: 0,
+            action: GroupAction::CREATE,
+            members: Vec::new(),
+            title: None,
+            sealed_info: None,
+            rules: GroupRules::NONE,
+            max_members: GROUP_MEMBERS_DEFAULT_MAX,
+            group_type: 0,
+            has_invite: false,
+        }
+    }
 }
 
 impl<'a> GroupEvent<'a> {
@@ -250,6 +271,9 @@ impl<'a> GroupEvent<'a> {
             title: table.title(),
             sealed_info: table.sealed_info().map(|bytes| bytes.bytes()),
             rules: GroupRules(table.rules().bits()),
+            max_members: table.max_members(),
+            group_type: table.group_type(),
+            has_invite: table.has_invite(),
         })
     }
 }

@@ -109,6 +109,9 @@ fn the_largest_group_and_event_fit_into_a_frame_to_a_client() {
         title: Some(&title),
         sealed_info: Some(&info),
         rules: GroupRules::ADMINS_EDIT_INFO,
+        max_members: 1_024,
+        group_type: 3,
+        has_invite: true,
     };
     let body = encoder.group_event(&event);
     assert!(body.len() + ROUTE_END <= FRAME_BYTES_TO_CLIENT_MAX);

@@ -322,6 +322,9 @@ tables! {
         title: text("title"),
         sealed_info: bytes(b"sealed info"),
         rules: num(fb::GroupRules::ADMINS_ADD),
+        max_members: num(1_024),
+        group_type: num(3),
+        has_invite: num(true),
     }
 
     one_time_key = OneTimeKey / OneTimeKeyArgs {
