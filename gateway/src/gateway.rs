@@ -11,6 +11,7 @@
 //! - No sequence number is issued that the store may hold already, whatever the clock says.
 //! - The store is closed after the last shard has ended.
 
+mod fan_outs;
 mod housekeeping;
 mod rings;
 mod stores;
@@ -34,7 +35,7 @@ use portico_wire::{ids::Seq, limits};
 use std::{
     fmt,
     hash::{BuildHasher, RandomState},
-    io,
+    io, mem,
     net::{SocketAddr, TcpListener},
     sync::Arc,
     thread,
@@ -132,6 +133,8 @@ pub enum StartError {
     Shard { shard: usize, detail: String },
     #[error("the store did not say where its sequence numbers end: {0}")]
     NoCeiling(portico_backend::Error),
+    #[error("the store did not say which messages of groups are still on their way: {0}")]
+    NoFanOuts(portico_backend::Error),
     #[error(
         "the store holds sequence numbers {} hours ahead of this machine's clock: set the clock \
          right, or restore the store, and start again", ahead.as_secs() / 3_600
@@ -242,6 +245,7 @@ impl Gateway {
             shards if shards > SHARDS_MAX => return Err(StartError::TooManyShards(shards)),
             shards => shards,
         };
+        let mut open_fan_outs = fan_outs::open(&stores.messages, shards)?;
         let seq_floor = ceiling(&stores.messages)?;
         let (plain_listeners, address) =
             listeners(options.listen, options.user_timeout_ms, shards)?;
@@ -273,12 +277,16 @@ impl Gateway {
         let open_files = rustix::process::getrlimit(rustix::process::Resource::Nofile);
         let slots = slots_per_shard(options.slots_per_shard, open_files.current);
         let hash_seed = RandomState::new().hash_one(seq_floor);
+        let random = || RandomState::new().hash_one(seq_floor);
+        let invite_key = (random(), random());
         let sizes = options.ring.resolve(shards, cpus.len());
         let mut plans: Vec<Vec<ShardPlan>> = (0..crews).map(|_| Vec::new()).collect();
         for (shard, listener) in plain_listeners.into_iter().enumerate() {
             plans[shard % crews].push(ShardPlan {
                 core: ShardConfig {
                     hash_seed,
+                    invite_key,
+                    open_fan_outs: mem::take(&mut open_fan_outs[shard]),
                     ..core_config(&options, shard, shards, seq_floor)
                 },
                 listener,

@@ -28,6 +28,23 @@ pub(crate) fn command(cmd: StoreCmd) -> Command {
             refs: Refs::from_buf([reference(to)]),
             fan_out: false,
         },
+        StoreCmd::AppendFanOut { entry } => Cmd::Append {
+            entry: entry_out(entry),
+            refs: Refs::new(),
+            fan_out: true,
+        },
+        StoreCmd::EndFanOut { conv, conv_seq } => Cmd::EndFanOut { conv, conv_seq },
+        StoreCmd::History {
+            conv,
+            before,
+            limit,
+            bytes_max,
+        } => Cmd::History {
+            conv,
+            before,
+            limit,
+            max_bytes: bytes_max,
+        },
         StoreCmd::AddRefs { refs } => Cmd::AddRefs {
             refs: refs.into_iter().map(reference).collect(),
         },
@@ -127,9 +144,11 @@ pub(crate) fn answer(result: Result<Reply, Error>) -> Result<StoreReply, StoreEr
         Ok(Reply::Watermarks(marks)) => {
             Ok(StoreReply::Marks(marks.into_iter().map(marks_in).collect()))
         }
-        Ok(Reply::FanOuts(_) | Reply::Entries { .. } | Reply::Ceiling(_)) => {
-            Err(StoreError::Invalid)
-        }
+        Ok(Reply::Entries { entries, more }) => Ok(StoreReply::Entries {
+            entries: entries.into_iter().map(entry_in).collect(),
+            more,
+        }),
+        Ok(Reply::FanOuts(_) | Reply::Ceiling(_)) => Err(StoreError::Invalid),
         Err(error) => Err(failure(&error)),
     }
 }
@@ -228,21 +247,24 @@ fn marks_out((conv, user, marks): (ConvId, UserId, store::Marks)) -> impl Iterat
 }
 
 fn item_in(item: Item) -> store::Item {
-    let entry = item.entry;
     store::Item {
         seq: item.seq,
-        entry: store::Entry {
-            conv: entry.conv,
-            conv_seq: entry.conv_seq,
-            sender: entry.sender,
-            device: entry.device,
-            msg_id: entry.msg_id,
-            op: entry.meta.op,
-            kind: entry.meta.kind,
-            flags: entry.meta.flags,
-            ttl_s: entry.meta.ttl_s,
-            body: entry.body,
-        },
+        entry: entry_in(item.entry),
+    }
+}
+
+fn entry_in(entry: Entry) -> store::Entry {
+    store::Entry {
+        conv: entry.conv,
+        conv_seq: entry.conv_seq,
+        sender: entry.sender,
+        device: entry.device,
+        msg_id: entry.msg_id,
+        op: entry.meta.op,
+        kind: entry.meta.kind,
+        flags: entry.meta.flags,
+        ttl_s: entry.meta.ttl_s,
+        body: entry.body,
     }
 }
 
@@ -312,6 +334,28 @@ mod tests {
             more: true,
         };
         assert_eq!(answer(Ok(reply)), Ok(page));
+    }
+
+    #[test]
+    fn an_entry_with_a_marker_has_no_reference_and_a_history_reads_it() {
+        let Command::Messages(Cmd::Append {
+            entry: stored,
+            refs,
+            fan_out: true,
+        }) = command(StoreCmd::AppendFanOut { entry: entry() })
+        else {
+            panic!("another command");
+        };
+        assert!(refs.is_empty());
+        let reply = Reply::Entries {
+            entries: vec![stored],
+            more: true,
+        };
+        let entries = StoreReply::Entries {
+            entries: vec![entry()],
+            more: true,
+        };
+        assert_eq!(answer(Ok(reply)), Ok(entries));
     }
 
     #[test]

@@ -2,7 +2,7 @@
 
 use crate::rates::ConnRates;
 use portico_wire::{
-    ids::{ConvSeq, DeviceId, Seq, UserId},
+    ids::{ConvSeq, DeviceId, GroupId, Seq, UserId},
     limits::MALFORMED_PER_MINUTE_MAX,
     message::ClientState,
 };
@@ -56,9 +56,23 @@ pub(crate) enum Source {
 pub(crate) struct InFlight {
     pub(crate) seq: Seq,
     pub(crate) conv_seq: ConvSeq,
-    /// The other user, to whom a delivered receipt is due; `None` for one's own message.
-    pub(crate) receipt_to: Option<UserId>,
+    /// Where a delivered receipt is due; `None` for one's own message.
+    pub(crate) receipt_to: Option<Due>,
 }
+
+/// To whom it is told that something was delivered.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Due {
+    /// The other user of a direct conversation.
+    To(UserId),
+    /// The members of a group.
+    In(GroupId),
+}
+
+const _: () = assert!(
+    size_of::<InFlight>() <= 32,
+    "a window holds hundreds of these"
+);
 
 /// What a connection has only while something is on its way to it or not acknowledged. It comes from
 /// the pool, and goes back as soon as it is at rest.

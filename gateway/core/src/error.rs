@@ -1,6 +1,6 @@
 //! What goes wrong, by who is at fault, and the one place that turns it into codes.
 
-use crate::{metrics::Counter, policy::Denial, store::StoreError};
+use crate::{groups::GroupError, metrics::Counter, policy::Denial, store::StoreError};
 use portico_wire::{CloseCode, ErrorCode};
 
 /// Why an authenticator refused a client.
@@ -107,6 +107,11 @@ pub(crate) enum Refusal {
         retry_after_ms: u32,
     },
     Denied(Denial),
+    /// An operation on a group, by the word of the group's home.
+    Group(GroupError),
+    GroupTooLarge,
+    /// RECEIPTS_GET of members names something else than one group.
+    MembersOfOne,
     /// REAUTH beyond what the gateway takes of logins; comes back after so many milliseconds.
     TooManyLogins(u32),
     /// REAUTH with a token that does not do.
@@ -116,6 +121,15 @@ pub(crate) enum Refusal {
     Store(StoreError),
 }
 
+impl From<GroupError> for Refusal {
+    fn from(error: GroupError) -> Self {
+        match error {
+            GroupError::Store(error) => Self::Store(error),
+            error => Self::Group(error),
+        }
+    }
+}
+
 impl Refusal {
     /// The text for people in ERROR.
     pub(crate) const fn detail(self) -> &'static str {
@@ -123,17 +137,24 @@ impl Refusal {
             Self::Malformed => "the body is not a valid flatbuffer of this operation",
             Self::UnknownOp => "no such operation",
             Self::UnsupportedOp => "this gateway does not serve the operation",
-            Self::UnsupportedConversation => "only direct conversations are served",
+            Self::UnsupportedConversation => "only direct conversations and groups are served",
             Self::TooLarge => "the envelope is longer than 64,000 bytes",
             Self::NoSuchUser => "the conversation names no user",
             Self::BadKind => "the message kind is not known",
-            Self::BadReceipt => "clients send READ receipts for direct conversations only",
+            Self::BadReceipt => {
+                "clients send READ receipts for direct conversations and groups only"
+            }
             Self::BadMsgId => "the msg_id is not a version 7 UUID",
             Self::ClockAhead => "the msg_id is dated ahead of the server's clock",
             Self::MsgIdTooOld => "the msg_id is older than seven days",
             Self::TooManyRequests => "too many unanswered requests",
             Self::TooFast { .. } => "faster than this connection may",
             Self::Denied(denial) => denial.detail(),
+            Self::Group(error) => error.detail(),
+            Self::GroupTooLarge => {
+                "a title, sealed_info, invite or list of members is over its bound"
+            }
+            Self::MembersOfOne => "the watermarks of members are asked for one group at a time",
             Self::TooManyLogins(_) => "too many logins at once",
             Self::Token(error) => error.detail(),
             Self::Overloaded => "the gateway has too much in flight",
@@ -164,6 +185,9 @@ impl Refusal {
                 ErrorCode::RATE_LIMITED
             }
             Self::Denied(denial) => denial.code(),
+            Self::Group(error) => error.code(),
+            Self::GroupTooLarge => ErrorCode::TOO_LARGE,
+            Self::MembersOfOne => ErrorCode::BAD_ARGUMENT,
             Self::Token(error) => match error {
                 AuthError::Invalid
                 | AuthError::WrongAudience
@@ -194,7 +218,7 @@ impl Refusal {
             Self::TooFast { retry_after_ms } => retry_after_ms,
             Self::TooManyLogins(after_ms) => after_ms,
             Self::Token(AuthError::Unavailable) => 1_000,
-            Self::Overloaded => 500,
+            Self::Overloaded | Self::Group(GroupError::Busy) => 500,
             Self::TimedOut => 1_000,
             Self::Store(StoreError::Overloaded { retry_after_ms }) if retry_after_ms > 0 => {
                 retry_after_ms

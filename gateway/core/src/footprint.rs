@@ -9,9 +9,9 @@ use crate::{
     Limits,
     absent::Known,
     conn::{Conn, ConnId},
-    direct::Outgoing,
     lane::Pending,
     login::Session,
+    outgoing::Outgoing,
     pool, rates,
     shard::{InStore, PAGES_MIN, STUCK_ONE_IN, share},
     store::{Item, Marks},
@@ -43,12 +43,14 @@ const MESSAGE_BYTES: usize = size_of::<Outgoing>()
     + STORE_REQUEST_BYTES;
 /// A request on its way to the adapter.
 const STORE_REQUEST_BYTES: usize = 320;
+/// An operation that waits, or a message on its way to members, beside its body.
+const GROUP_OP_BYTES: usize = 512;
 /// A watermark in the three tables in which it stands, and who waits for it.
 const MARK_BYTES: usize = 3 * size_of::<(ConvId, UserId, Marks)>() + size_of::<(ConnId, u32)>();
 
 /// The most that each queue of one of so many shards can hold, those of the driver aside.
 #[must_use]
-pub fn of_queues(limits: &Limits, shards: u16) -> [(&'static str, usize); 9] {
+pub fn of_queues(limits: &Limits, shards: u16) -> [(&'static str, usize); 10] {
     let pages = share(limits.pages_max, shards).max(PAGES_MIN);
     // The last entry of a page may be of any size.
     let page_bytes = limits.page_bytes_max as usize
@@ -78,6 +80,15 @@ pub fn of_queues(limits: &Limits, shards: u16) -> [(&'static str, usize); 9] {
             product(2 * limits.rates.table_max, rates::PLACE_BYTES),
         ),
         ("pages", product(pages, page_bytes)),
+        (
+            "groups, and what is on its way to members",
+            share(limits.groups_bytes_max, shards)
+                .saturating_add(limits.store_bytes_max)
+                .saturating_add(product(
+                    limits.group_ops_max + limits.fan_outs_max,
+                    GROUP_OP_BYTES,
+                )),
+        ),
         (
             "queued for clients, and kept for reuse",
             share(limits.outboxes_bytes_max, shards).saturating_add(pool::kept_bytes_max(shards)),

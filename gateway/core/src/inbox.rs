@@ -2,8 +2,8 @@
 //! not, acknowledged by one number.
 
 use crate::{
-    conn::{ConnId, InFlight, Phase, Replay, Source, Traffic},
-    lane::Pending,
+    conn::{ConnId, Due, InFlight, Phase, Replay, Source, Traffic},
+    lane::Whose,
     metrics::Counter,
     shard::{Purpose, Shard, Turn},
     store::{Entry, Item, StoreCmd},
@@ -11,9 +11,10 @@ use crate::{
 use portico_wire::{
     SeqHeader,
     encode::{put_routed, put_synced},
-    frame::{ConvKind, Flags, RouteHeader},
+    frame::{BASE_END, ConvKind, Flags, RouteHeader},
     ids::{ConvId, Seq, UserId},
 };
+use std::mem;
 
 /// How long after a failed page the next attempt is made.
 const PAGE_RETRY_US: u64 = 500_000;
@@ -22,48 +23,88 @@ impl Shard {
     /// Shows what has become visible to the connections of its users, in order.
     pub(crate) fn show_visible(&mut self, cx: &mut Turn<'_>) {
         while let Some(pending) = self.lane.pop_settled() {
-            self.absent.forget(pending.user);
-            for index in self.chain_list(pending.user).iter() {
-                if pending.is_durable() {
-                    self.show(index, &pending, cx);
-                } else {
-                    self.pass_over(index, &pending, cx);
+            let durable = pending.is_durable();
+            let doubtful = pending.is_doubtful();
+            match &pending.whose {
+                Whose::One(user, entry) => {
+                    let what = match entry {
+                        Some(entry) => What::Entry(entry),
+                        None => What::InStore,
+                    };
+                    let what = if durable {
+                        what
+                    } else {
+                        What::Nothing { doubtful }
+                    };
+                    self.show_to(*user, pending.seq, what, cx);
                 }
+                Whose::Members(spread) => {
+                    // Only the number differs from one reader to the next: the frame is made once.
+                    let mut frame = mem::take(&mut self.frame);
+                    frame.clear();
+                    put_shared(&mut frame, &spread.entry);
+                    let members = spread.roll.of(self.config.shard);
+                    for (user, seq) in members.iter().zip(pending.seq.0..) {
+                        let what = if durable {
+                            What::Frame(&spread.entry, &frame)
+                        } else {
+                            What::Nothing { doubtful }
+                        };
+                        self.show_to(*user, Seq(seq), what, cx);
+                    }
+                    self.frame = frame;
+                }
+            }
+        }
+    }
+
+    fn show_to(&mut self, user: UserId, seq: Seq, what: What<'_>, cx: &mut Turn<'_>) {
+        self.absent.forget(user);
+        for index in self.chain_list(user).iter() {
+            match what {
+                What::Nothing { doubtful } => self.pass_over(index, seq, doubtful, cx),
+                _ => self.show(index, seq, what, cx),
             }
         }
     }
 
     /// One that failed. If it may be in the store all the same, its readers look there before they go
     /// on: their cursors must not pass what exists, nor count it as delivered.
-    fn pass_over(&mut self, index: u32, pending: &Pending, cx: &mut Turn<'_>) {
+    fn pass_over(&mut self, index: u32, seq: Seq, doubtful: bool, cx: &mut Turn<'_>) {
         let id = self.id_of(index);
         let conn = &mut self.conns[index as usize];
-        conn.head = pending.seq;
-        if pending.is_doubtful() && conn.phase == Phase::Open && conn.source == Source::Live {
+        conn.head = seq;
+        if doubtful && conn.phase == Phase::Open && conn.source == Source::Live {
             conn.source = Source::Behind;
             self.pull(id, cx);
         }
     }
 
-    fn show(&mut self, index: u32, pending: &Pending, cx: &mut Turn<'_>) {
+    fn show(&mut self, index: u32, seq: Seq, what: What<'_>, cx: &mut Turn<'_>) {
         let id = self.id_of(index);
         let roomy = self.has_room(&self.conns[index as usize]);
         let conn = &mut self.conns[index as usize];
-        conn.head = pending.seq;
+        conn.head = seq;
         if conn.phase != Phase::Open || conn.source != Source::Live {
             // It reads from the store, and will find this there.
             return;
         }
         let room = conn.credit() > 0 && roomy;
-        match &pending.entry {
-            Some(entry) if is_own(entry, conn.user, conn.device) => conn.sent = pending.seq,
-            Some(entry) if room => {
-                self.push(id, pending.seq, entry, cx);
+        match what {
+            What::Entry(entry) | What::Frame(entry, _) if is_own(entry, conn.user, conn.device) => {
+                conn.sent = seq;
+            }
+            What::Entry(entry) if room => {
+                self.push(id, seq, entry, cx);
                 self.counters.bump(Counter::Delivered);
             }
-            entry => {
+            What::Frame(entry, frame) if room => {
+                self.push_frame(id, seq, entry, frame, cx);
+                self.counters.bump(Counter::Delivered);
+            }
+            What::Entry(_) | What::Frame(..) | What::InStore | What::Nothing { .. } => {
                 conn.source = Source::Behind;
-                if entry.is_some() {
+                if !matches!(what, What::InStore) {
                     self.counters.bump(Counter::FellBehind);
                 }
                 self.pull(id, cx);
@@ -89,6 +130,23 @@ impl Shard {
         self.write(id, cx, |out, _| {
             put_routed(out, op, flags, 0, 0, &route, &entry.body);
         });
+        self.note_pushed(id, seq, entry);
+    }
+
+    /// The same with a frame that all readers share.
+    fn push_frame(&mut self, id: ConnId, seq: Seq, entry: &Entry, frame: &[u8], cx: &mut Turn<'_>) {
+        self.write(id, cx, |out, _| {
+            let at = out.len() + BASE_END;
+            out.extend_from_slice(frame);
+            if let Some(place) = out.get_mut(at..).and_then(|rest| rest.first_chunk_mut()) {
+                *place = seq.0.to_le_bytes();
+            }
+        });
+        self.note_pushed(id, seq, entry);
+    }
+
+    /// Puts what was written into the window.
+    fn note_pushed(&mut self, id: ConnId, seq: Seq, entry: &Entry) {
         let Some(conn) = self.conns.get_mut(id.index as usize) else {
             return;
         };
@@ -96,8 +154,7 @@ impl Shard {
             return;
         }
         conn.sent = seq;
-        let own = entry.sender == reader;
-        let receipt_to = entry.conv.peer_of(reader).filter(|_| !own);
+        let receipt_to = receipt_due(entry, conn.user);
         let traffic = conn.traffic.get_or_insert_with(|| self.pool.take_traffic());
         traffic.window.push_back(InFlight {
             seq,
@@ -305,11 +362,22 @@ impl Shard {
         if let Some(Traffic { window, .. }) = traffic.as_deref_mut() {
             while let Some(front) = window.front().filter(|front| front.seq <= up_to) {
                 self.counters.bump(Counter::Acknowledged);
-                if let Some(sender) = front.receipt_to {
-                    let conv = ConvId::direct(user, sender);
-                    self.mark_delivered(conv, user, front.conv_seq, cx);
-                }
+                let (due, conv_seq) = (front.receipt_to, front.conv_seq);
                 window.pop_front();
+                let next = window.front().filter(|next| next.seq <= up_to);
+                // A later message of the same conversation says it as well.
+                let said =
+                    next.is_some_and(|next| next.receipt_to == due && next.conv_seq >= conv_seq);
+                match due {
+                    Some(Due::To(sender)) if !said => {
+                        let conv = ConvId::direct(user, sender);
+                        self.mark_delivered(conv, user, conv_seq, cx);
+                    }
+                    Some(Due::In(group)) if !said => {
+                        self.mark_delivered(ConvId::Group(group), user, conv_seq, cx);
+                    }
+                    _ => {}
+                }
             }
         }
         self.conns[id.index as usize].traffic = traffic;
@@ -322,10 +390,52 @@ impl Shard {
 
     /// An entry that the client had stored before, by its own word in HELLO.
     fn note_delivered(&mut self, user: UserId, entry: &Entry, cx: &mut Turn<'_>) {
-        if entry.sender != user && entry.conv.peer_of(user).is_some() {
+        if receipt_due(entry, user).is_some() {
             self.mark_delivered(entry.conv, user, entry.conv_seq, cx);
         }
     }
+}
+
+/// Where it is to be told that this reader got the entry.
+fn receipt_due(entry: &Entry, reader: UserId) -> Option<Due> {
+    if entry.sender == reader {
+        return None;
+    }
+    match entry.conv {
+        ConvId::Direct(..) => entry.conv.peer_of(reader).map(Due::To),
+        ConvId::Group(group) => Some(Due::In(group)),
+        ConvId::Status(_) => None,
+    }
+}
+
+/// What becomes visible in an inbox.
+#[derive(Clone, Copy)]
+enum What<'a> {
+    /// It failed, or its fate is not known.
+    Nothing {
+        doubtful: bool,
+    },
+    /// To be read from there.
+    InStore,
+    Entry(&'a Entry),
+    /// With the frame that all readers get, but for its number.
+    Frame(&'a Entry, &'a [u8]),
+}
+
+/// The frame of an entry that names no reader: a group's.
+fn put_shared(out: &mut Vec<u8>, entry: &Entry) {
+    let route = RouteHeader {
+        seq: Seq(0),
+        msg_id: entry.msg_id,
+        conv: shown_conv(entry.conv, UserId(0)),
+        conv_seq: entry.conv_seq,
+        user: entry.sender,
+        dev: entry.device,
+        conv_kind: conv_kind(entry.conv),
+        kind: entry.kind,
+        ttl_s: entry.ttl_s,
+    };
+    put_routed(out, entry.op, Flags(entry.flags), 0, 0, &route, &entry.body);
 }
 
 /// The device that sent an entry does not get it back (rule O3).

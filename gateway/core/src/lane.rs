@@ -5,20 +5,31 @@
 //! durable or will never be (rule O1). So a cursor can never pass an entry that appears later.
 
 use crate::{
+    groups::Spread,
     pool::GiveBack,
     store::{Entry, StoreError},
 };
 use portico_wire::ids::{Seq, UserId};
-use std::collections::VecDeque;
+use std::{collections::VecDeque, sync::Arc};
 
-/// A reference on its way to an inbox.
+/// Whose inboxes get something.
+#[derive(Debug)]
+pub(crate) enum Whose {
+    /// What to show is absent when nobody was there to see it, or when the store knows better: then
+    /// connections read it from there.
+    One(UserId, Option<Entry>),
+    /// The members of a group that are at home here, one number each.
+    Members(Arc<Spread>),
+}
+
+/// A reference on its way to an inbox, or one for each of some members of a group.
 #[derive(Debug)]
 pub(crate) struct Pending {
-    pub(crate) user: UserId,
+    pub(crate) whose: Whose,
+    /// The first number.
     pub(crate) seq: Seq,
-    /// What to show. Absent when nobody was there to see it, or when the store knows better: then
-    /// connections read it from there.
-    pub(crate) entry: Option<Entry>,
+    /// How many there are.
+    count: u32,
     state: State,
 }
 
@@ -33,8 +44,16 @@ impl Pending {
         self.state == State::Doubtful
     }
 
+    /// A group's home counts those of its messages.
     fn body_bytes(&self) -> usize {
-        self.entry.as_ref().map_or(0, |entry| entry.body.len())
+        match &self.whose {
+            Whose::One(_, entry) => entry.as_ref().map_or(0, |entry| entry.body.len()),
+            Whose::Members(_) => 0,
+        }
+    }
+
+    const fn last_seq(&self) -> Seq {
+        Seq(self.seq.0 + (self.count as u64).saturating_sub(1))
     }
 }
 
@@ -120,14 +139,33 @@ impl Lane {
 
     /// Takes a place; `seq` must be greater than all before.
     pub(crate) fn push(&mut self, user: UserId, seq: Seq, entry: Option<Entry>) -> u64 {
-        debug_assert!(self.queue.back().map_or(self.visible, |last| last.seq) < seq);
+        self.push_for(Whose::One(user, entry), seq, 1)
+    }
+
+    /// The same for members of a group, whose numbers follow each other from `first` on.
+    pub(crate) fn push_spread(&mut self, spread: Arc<Spread>, first: Seq, count: usize) -> u64 {
+        // At most as many as a group has members.
+        self.push_for(Whose::Members(spread), first, count as u32)
+    }
+
+    fn push_for(&mut self, whose: Whose, seq: Seq, count: u32) -> u64 {
+        debug_assert!(self.queue.back().map_or(self.visible, Pending::last_seq) < seq);
         self.queue.push_back(Pending {
-            user,
+            whose,
             seq,
-            entry,
+            count,
             state: State::Waiting,
         });
         self.first + self.queue.len() as u64 - 1
+    }
+
+    /// What the members of a group get at this place.
+    pub(crate) fn spread_at(&self, place: u64) -> Option<Arc<Spread>> {
+        let index = place.wrapping_sub(self.first) as usize;
+        match &self.queue.get(index)?.whose {
+            Whose::One(..) => None,
+            Whose::Members(spread) => Some(spread.clone()),
+        }
     }
 
     /// The store has answered for this place.
@@ -150,9 +188,9 @@ impl Lane {
         let pending = self.queue.pop_front()?;
         self.first += 1;
         self.stuck_bytes -= pending.body_bytes();
-        self.visible = pending.seq;
+        self.visible = pending.last_seq();
         if pending.is_durable() {
-            self.newest = pending.seq;
+            self.newest = self.visible;
         }
         Some(pending)
     }

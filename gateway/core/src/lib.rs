@@ -37,6 +37,7 @@ mod effects;
 mod error;
 mod feed;
 pub mod footprint;
+mod groups;
 mod home;
 mod inbox;
 mod input;
@@ -47,6 +48,7 @@ mod mesh;
 mod metrics;
 mod ops;
 mod outbox;
+mod outgoing;
 mod policy;
 mod pool;
 mod rates;
@@ -65,16 +67,20 @@ mod watermark;
 pub mod testing;
 
 pub use conn::ConnId;
-pub use direct::Draft;
 pub use effects::{Effect, Effects};
 pub use error::AuthError;
 pub use feed::feed;
+pub use groups::{
+    GroupAnswer, GroupAsk, GroupError, GroupMessage, GroupReceipt, GroupSend, GroupWish, Passing,
+    Roll, Spread,
+};
 pub use home::{ShardId, conv_home, user_home};
 pub use input::{Credentials, Grant, Input, Now, Revocation};
 pub use limits::{Limits, ShardConfig};
 pub use login::Session;
 pub use mesh::ShardMessage;
 pub use metrics::{Counter, Counters, Gauges};
+pub use outgoing::Draft;
 pub use policy::{Denial, Policy, Verdict};
 pub use rates::{BadNetwork, Network, Rate, Rates};
 pub use shard::Shard;

@@ -2,7 +2,10 @@
 //! it.
 
 use crate::rates::Rates;
-use portico_wire::limits;
+use portico_wire::{
+    ids::{ConvId, ConvSeq},
+    limits,
+};
 
 /// What bounds memory and time in one shard.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -57,6 +60,15 @@ pub struct Limits {
     /// Watermarks that wait to be written: past it a READ is refused as overloaded. (What delivery
     /// adds is bounded by what is delivered.)
     pub unsaved_max: usize,
+    /// Members that a group may have at most, whatever it asks for.
+    pub group_members_max: u16,
+    /// Groups in memory at their homes, all shards together; of those with nothing going on the ones not
+    /// used for longest go, and are read again when needed.
+    pub groups_bytes_max: usize,
+    /// Operations that wait for a group to be read or for an edit of it; more are refused as overloaded.
+    pub group_ops_max: usize,
+    /// Messages of a shard's groups on their way to members; more are refused as overloaded.
+    pub fan_outs_max: usize,
     /// What clients may do in a second.
     pub rates: Rates,
 }
@@ -87,6 +99,10 @@ impl Default for Limits {
             gate_messages_max: limits::RECEIVE_MAX_DEFAULT as usize,
             flush_ms: 250,
             unsaved_max: 16_384,
+            group_members_max: limits::GROUP_MEMBERS_MAX as u16,
+            groups_bytes_max: 256 << 20,
+            group_ops_max: 8_192,
+            fan_outs_max: 2_048,
             rates: Rates::default(),
         }
     }
@@ -114,6 +130,10 @@ impl Limits {
             sign_ins_max: 4,
             login_reads_max: 8,
             absent_max: 8,
+            group_members_max: 16,
+            groups_bytes_max: 8 << 10,
+            group_ops_max: 8,
+            fan_outs_max: 4,
             ..Self::default()
         }
     }
@@ -139,6 +159,10 @@ pub struct ShardConfig {
     /// Decides which sources and users share a place in tables of fixed size. A number that nobody
     /// outside can know; the same in no two processes.
     pub hash_seed: u64,
+    /// Makes invite codes that nobody can guess. The same in all shards and no two processes.
+    pub invite_key: (u64, u64),
+    /// Markers of fan-outs of this shard's groups that the store holds at start.
+    pub open_fan_outs: Vec<(ConvId, ConvSeq)>,
     pub limits: Limits,
 }
 
@@ -157,6 +181,8 @@ impl ShardConfig {
             connections_hint: 0,
             seq_floor: 0,
             hash_seed: 0,
+            invite_key: (0, 0),
+            open_fan_outs: Vec::new(),
             limits: Limits::default(),
         }
     }

@@ -1,11 +1,10 @@
 //! What crosses shards: plain values, a closed list.
 
 use crate::{
-    direct::{DirectSend, Draft},
-    receipt::Receipt,
+    direct::DirectSend, groups::GroupMessage, home::ShardId, outgoing::Draft, receipt::Receipt,
     store::StoreError,
 };
-use portico_wire::ids::{ConvSeq, UserId};
+use portico_wire::ids::{ConvSeq, GroupId, UserId};
 
 /// A message from one shard to another. A shard's own traffic enters by the same door.
 #[derive(Debug, PartialEq, Eq)]
@@ -21,7 +20,25 @@ pub enum ShardMessage {
     /// To the recipient's home: show it to whoever is there, store nothing.
     Ephemeral(Box<Draft>),
     /// To the home of `to`: somebody has reached a point in a conversation.
-    Receipt { to: UserId, receipt: Receipt },
+    Receipt {
+        to: UserId,
+        receipt: Receipt,
+    },
+    Group(GroupMessage),
+    /// To the group's home: show it to members who are there, store nothing.
+    GroupEphemeral(Box<Draft>),
+    /// To the group's home: what may this user read? Answer with `GroupAccessIs`.
+    GroupAccess {
+        group: GroupId,
+        user: UserId,
+        origin: ShardId,
+        token: u64,
+    },
+    /// From the first place of the group's conversation to the last; `None`: nothing.
+    GroupAccessIs {
+        token: u64,
+        range: Option<(ConvSeq, ConvSeq)>,
+    },
 }
 
 impl ShardMessage {
@@ -33,8 +50,10 @@ impl ShardMessage {
     pub fn body_bytes(&self) -> usize {
         match self {
             Self::Direct(send) => send.draft.body.len(),
-            Self::Ephemeral(draft) => draft.body.len(),
+            Self::Ephemeral(draft) | Self::GroupEphemeral(draft) => draft.body.len(),
+            Self::Group(message) => message.body_bytes(),
             Self::DirectDone { .. } | Self::Receipt { .. } => 0,
+            Self::GroupAccess { .. } | Self::GroupAccessIs { .. } => 0,
         }
     }
 }

@@ -68,6 +68,11 @@ counters! {
     AckBeyondSent, "portico_acks_beyond_sent_total", "", "ACKs beyond what was sent, cut down.";
     ReceiptsOut, "portico_receipts_sent_total", "", "Receipt frames written to a device.";
     ReceiptsDropped, "portico_receipts_dropped_total", "", "Receipt frames dropped because a reader was behind; the next one makes up for it.";
+    GroupRequests, "portico_group_requests_total", "", "Operations on groups that reached the group's home, messages aside.";
+    GroupEdits, "portico_group_edits_total", "", "Groups made and edits accepted.";
+    GroupMessages, "portico_group_messages_total", "", "Messages and events sent to the members of a group.";
+    FanOutsReopened, "portico_fan_outs_reopened_total", "", "Fan-outs under way when the last process ended, and driven again.";
+    FanInsRepeated, "portico_fan_ins_repeated_total", "", "Writes of members' references that failed and were made again with fresh numbers.";
     FellBehind, "portico_readers_behind_total", "", "Times a connection went from push to pull.";
     Stalled, "portico_readers_stalled_total", "", "Times a reader took nothing for so long that what was queued for it was taken back.";
     Recalled, "portico_messages_recalled_total", "", "Messages taken back from the queue of such a reader, to be read from the store when it reads on.";
@@ -84,6 +89,11 @@ counters! {
     RefusedDenied, "portico_requests_refused_total", "reason=\"denied\"", "Requests answered with an error.";
     RefusedToken, "portico_requests_refused_total", "reason=\"token\"", "Requests answered with an error.";
     RefusedOverload, "portico_requests_refused_total", "reason=\"overloaded\"", "Requests answered with an error.";
+    RefusedNotFound, "portico_requests_refused_total", "reason=\"not_found\"", "Requests answered with an error.";
+    RefusedNotMember, "portico_requests_refused_total", "reason=\"not_member\"", "Requests answered with an error.";
+    RefusedForbidden, "portico_requests_refused_total", "reason=\"forbidden\"", "Requests answered with an error.";
+    RefusedFull, "portico_requests_refused_total", "reason=\"group_full\"", "Requests answered with an error.";
+    RefusedStale, "portico_requests_refused_total", "reason=\"stale_epoch\"", "Requests answered with an error.";
     RefusedStore, "portico_requests_refused_total", "reason=\"store\"", "Requests answered with an error.";
     StoreTimeouts, "portico_requests_refused_total", "reason=\"timeout\"", "Requests answered with an error.";
     LimitedFrames, "portico_rate_limited_total", "limit=\"frames\"", "What exceeded a rate, by the rate: frames that were refused, or let through and counted; logins and connections.";
@@ -162,11 +172,17 @@ pub struct Gauges {
     pub outbox_bytes: u64,
     pub pages: u64,
     pub pages_waiting: u64,
+    pub groups: u64,
+    pub group_bytes: u64,
+    pub groups_evicted: u64,
+    pub group_ops_waiting: u64,
+    pub fan_outs: u64,
+    pub fan_ins_waiting: u64,
 }
 
 impl Gauges {
     /// How many there are.
-    pub const COUNT: usize = 11;
+    pub const COUNT: usize = 17;
 
     /// Name, help and value of each.
     #[must_use]
@@ -210,6 +226,36 @@ impl Gauges {
                 "portico_pages_waiting",
                 "Connections that wait for their turn to read one.",
                 self.pages_waiting,
+            ),
+            (
+                "portico_groups",
+                "Groups in memory at their homes.",
+                self.groups,
+            ),
+            (
+                "portico_group_bytes",
+                "About the memory they take.",
+                self.group_bytes,
+            ),
+            (
+                "portico_groups_evicted",
+                "Groups that made room for others since the start.",
+                self.groups_evicted,
+            ),
+            (
+                "portico_group_ops_waiting",
+                "Operations that wait for a group to be read, or for an edit of it.",
+                self.group_ops_waiting,
+            ),
+            (
+                "portico_fan_outs",
+                "Messages of groups on their way to members.",
+                self.fan_outs,
+            ),
+            (
+                "portico_fan_ins_waiting",
+                "Of messages to members here, those that wait for the store.",
+                self.fan_ins_waiting,
             ),
         ]
     }

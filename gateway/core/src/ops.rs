@@ -78,6 +78,13 @@ impl<T> Tokens<T> {
         self.slots.iter().filter_map(|slot| slot.value.as_ref())
     }
 
+    /// The token of some value like this. Looks at all: for the few of which there are few.
+    pub(crate) fn find(&self, like: impl Fn(&T) -> bool) -> Option<u64> {
+        let found = |slot: &Slot<T>| slot.value.as_ref().is_some_and(&like);
+        let index = self.slots.iter().position(found)?;
+        Some(u64::from(self.slots[index].generation) << 32 | index as u64)
+    }
+
     pub(crate) fn len(&self) -> usize {
         self.slots.len() - self.free.len()
     }

@@ -110,6 +110,9 @@ impl Shard {
         if behind {
             self.pull(id, cx);
         }
+        if self.listings.len() > 0 {
+            self.continue_listings_of(id, cx);
+        }
         self.rest(id);
     }
 
@@ -240,16 +243,19 @@ const fn refused_counter(why: Refusal) -> Counter {
         Refusal::UnknownOp | Refusal::UnsupportedOp | Refusal::UnsupportedConversation => {
             Counter::RefusedUnsupported
         }
-        Refusal::TooLarge => Counter::RefusedTooLarge,
-        Refusal::NoSuchUser | Refusal::BadKind | Refusal::BadReceipt | Refusal::BadMsgId => {
-            Counter::RefusedArgument
-        }
+        Refusal::TooLarge | Refusal::GroupTooLarge => Counter::RefusedTooLarge,
+        Refusal::MembersOfOne
+        | Refusal::NoSuchUser
+        | Refusal::BadKind
+        | Refusal::BadReceipt
+        | Refusal::BadMsgId => Counter::RefusedArgument,
         Refusal::ClockAhead => Counter::RefusedClock,
         Refusal::MsgIdTooOld => Counter::RefusedExpired,
         Refusal::TooManyRequests | Refusal::TooFast { .. } | Refusal::TooManyLogins(_) => {
             Counter::RefusedRate
         }
         Refusal::Denied(_) => Counter::RefusedDenied,
+        Refusal::Group(error) => error.counter(),
         Refusal::Token(_) => Counter::RefusedToken,
         Refusal::Overloaded => Counter::RefusedOverload,
         Refusal::TimedOut => Counter::StoreTimeouts,

@@ -214,6 +214,13 @@ impl Shard {
         self.in_store.give_back();
         self.outgoing.give_back();
         self.queries.give_back();
+        self.groups.give_back();
+        self.fan_ins.give_back();
+        self.asked.give_back();
+        self.listings.give_back();
+        if self.frame.capacity() > BUFFER_BYTES_MAX {
+            self.frame = Vec::new();
+        }
     }
 
     /// When to look again: while there is something to give back.

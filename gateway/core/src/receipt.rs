@@ -4,6 +4,7 @@ use crate::{
     conn::{ConnId, Phase},
     effects::Effect,
     error::Refusal,
+    groups::{For, GroupAnswer, GroupWish, summary},
     inbox::{conv_kind, shown_conv},
     metrics::Counter,
     shard::{Purpose, Shard, Turn},
@@ -13,7 +14,7 @@ use portico_wire::{
     Frame, Op, RouteHeader,
     encode::put_routed,
     frame::{ConvKind, Flags, receipt_kind},
-    ids::{ConvId, ConvSeq, UserId},
+    ids::{ConvId, ConvSeq, GroupId, UserId},
     message::{ClientState, ReceiptsGet},
 };
 
@@ -40,7 +41,7 @@ pub(crate) struct Query {
     left: u16,
     /// What it counts against the connection's bound: as many as it asks of the store.
     pub(crate) weight: u16,
-    failed: Option<StoreError>,
+    failed: Option<Refusal>,
 }
 
 impl Shard {
@@ -55,11 +56,9 @@ impl Shard {
             return;
         };
         let (reader, busy) = (conn.user, u32::from(conn.requests) >= requests_max);
-        let peer = UserId(route.conv);
-        let conv = ConvId::direct(reader, peer);
-        let full = !self.has_room_for_mark(conv, reader);
-        let direct = route.conv_kind == ConvKind::DIRECT && peer.is_valid();
-        let refusal = if !direct || route.kind != receipt_kind::READ {
+        let conv = conv_named(route.conv_kind, route.conv, reader);
+        let full = conv.is_some_and(|conv| !self.has_room_for_mark(conv, reader));
+        let refusal = if conv.is_none() || route.kind != receipt_kind::READ {
             Some(Refusal::BadReceipt)
         } else if request && busy {
             Some(Refusal::TooManyRequests)
@@ -79,7 +78,9 @@ impl Shard {
         let newest_us = self.seq.last().max(cx.now.wall_us);
         let up_to = route.conv_seq.min(ConvSeq(newest_us + READ_AHEAD_MAX_US));
         let waiting = request.then_some((id, corr));
-        self.mark_read(conv, reader, up_to, waiting, cx);
+        if let Some(conv) = conv {
+            self.mark_read(conv, reader, up_to, waiting, cx);
+        }
     }
 
     /// The mark of a READ request is written, or could not be.
@@ -154,11 +155,15 @@ impl Shard {
         let Some(conn) = self.conn_mut(id).filter(|_| request) else {
             return;
         };
-        let unserved =
-            |&(kind, peer): &(ConvKind, u64)| kind != ConvKind::DIRECT || !UserId(peer).is_valid();
+        let user = conn.user;
+        let named = |&(kind, conv): &(ConvKind, u64)| conv_named(kind, conv, user);
+        let unserved = |conv: &(ConvKind, u64)| named(conv).is_none();
+        let one_group = matches!(get.convs.as_slice(), [(ConvKind::GROUP, _)]);
         let refusal = if u32::from(conn.requests) >= requests_max {
             Some(Refusal::TooManyRequests)
-        } else if get.members || get.convs.iter().any(unserved) {
+        } else if get.members && !one_group {
+            Some(Refusal::MembersOfOne)
+        } else if get.convs.iter().any(unserved) {
             Some(Refusal::UnsupportedConversation)
         } else if full {
             Some(Refusal::Overloaded)
@@ -174,7 +179,6 @@ impl Shard {
         // At most RECEIPTS_GET_MAX.
         let weight = get.convs.len() as u16;
         conn.requests += weight;
-        let user = conn.user;
         let query = self.queries.insert(Query {
             conn: id,
             corr,
@@ -182,9 +186,14 @@ impl Shard {
             weight,
             failed: None,
         });
-        for (_, peer) in get.convs {
-            let conv = ConvId::direct(user, UserId(peer));
-            self.submit(Purpose::Marks { query, conv }, StoreCmd::Marks { conv }, cx);
+        let members = get.members;
+        for conv in get.convs.iter().filter_map(named) {
+            if let ConvId::Group(group) = conv {
+                let wish = GroupWish::Receipts { members };
+                self.ask_home(For::Query(query, group), user, group, wish, cx);
+            } else {
+                self.submit(Purpose::Marks { query, conv }, StoreCmd::Marks { conv }, cx);
+            }
         }
     }
 
@@ -199,17 +208,73 @@ impl Shard {
         let Some(open) = self.queries.get_mut(query) else {
             return;
         };
-        open.left -= 1;
-        let (id, corr, left) = (open.conn, open.corr, open.left);
+        let (id, corr) = (open.conn, open.corr);
         match result {
             Ok(marks) => {
                 for (reader, marks) in marks {
                     self.answer_marks(id, corr, conv, reader, marks, cx);
                 }
             }
-            Err(error) => open.failed = Some(error),
+            Err(error) => open.failed = Some(Refusal::Store(error)),
         }
-        if left > 0 {
+        self.count_answer(query, cx);
+    }
+
+    /// A group's home has answered for its group.
+    pub(crate) fn on_group_marks_told(
+        &mut self,
+        query: u64,
+        group: GroupId,
+        answer: Result<GroupAnswer, Refusal>,
+        cx: &mut Turn<'_>,
+    ) {
+        let Some(open) = self.queries.get_mut(query) else {
+            return;
+        };
+        let (id, corr) = (open.conn, open.corr);
+        match answer {
+            Ok(GroupAnswer::Marks(rows, others)) => {
+                for (reader, marks) in rows {
+                    let of = if reader == UserId(0) { others } else { 0 };
+                    self.answer_group_marks(id, corr, group, (reader, of), marks, cx);
+                }
+            }
+            Ok(GroupAnswer::Group(_)) => {}
+            Err(why) => open.failed = Some(why),
+        }
+        self.count_answer(query, cx);
+    }
+
+    fn answer_group_marks(
+        &mut self,
+        id: ConnId,
+        corr: u32,
+        group: GroupId,
+        (reader, of): (UserId, u16),
+        marks: Marks,
+        cx: &mut Turn<'_>,
+    ) {
+        for (kind, up_to, at_s) in both_kinds(marks) {
+            if up_to > ConvSeq(0) {
+                let mut route = summary(group, kind, up_to, (of, of));
+                route.user = reader;
+                let flags = Flags::REPLY | Flags::MORE;
+                self.write(id, cx, |out, _| {
+                    put_routed(out, Op::Receipt as u8, flags, corr, at_s, &route, &[]);
+                });
+                self.counters.bump(Counter::ReceiptsOut);
+            }
+        }
+    }
+
+    /// One conversation of a query is answered for.
+    fn count_answer(&mut self, query: u64, cx: &mut Turn<'_>) {
+        let Some(open) = self.queries.get_mut(query) else {
+            return;
+        };
+        open.left -= 1;
+        let (id, corr) = (open.conn, open.corr);
+        if open.left > 0 {
             return;
         }
         let Some(Query { weight, failed, .. }) = self.queries.remove(query) else {
@@ -218,10 +283,7 @@ impl Shard {
         self.release_requests(id, weight, cx);
         match failed {
             None => self.done(id, corr, cx),
-            Some(error) => {
-                let op = Op::ReceiptsGet as u8;
-                self.refuse(id, true, corr, op, Refusal::Store(error), cx);
-            }
+            Some(why) => self.refuse(id, true, corr, Op::ReceiptsGet as u8, why, cx),
         }
     }
 
@@ -234,15 +296,7 @@ impl Shard {
         marks: Marks,
         cx: &mut Turn<'_>,
     ) {
-        let both = [
-            (
-                receipt_kind::DELIVERED,
-                marks.delivered,
-                marks.delivered_at_s,
-            ),
-            (receipt_kind::READ, marks.read, marks.read_at_s),
-        ];
-        for (kind, up_to, at_s) in both {
+        for (kind, up_to, at_s) in both_kinds(marks) {
             if up_to > ConvSeq(0) {
                 let receipt = Receipt {
                     conv,
@@ -271,4 +325,24 @@ impl Shard {
             }
         }
     }
+}
+
+/// The conversation that a client names, if watermarks are kept for such.
+fn conv_named(kind: ConvKind, conv: u64, user: UserId) -> Option<ConvId> {
+    match kind {
+        ConvKind::DIRECT if UserId(conv).is_valid() => Some(ConvId::direct(user, UserId(conv))),
+        ConvKind::GROUP if conv != 0 => Some(ConvId::Group(GroupId(conv))),
+        _ => None,
+    }
+}
+
+const fn both_kinds(marks: Marks) -> [(u8, ConvSeq, u32); 2] {
+    [
+        (
+            receipt_kind::DELIVERED,
+            marks.delivered,
+            marks.delivered_at_s,
+        ),
+        (receipt_kind::READ, marks.read, marks.read_at_s),
+    ]
 }

@@ -26,6 +26,13 @@ impl SeqClock {
         self.last = wall_us.max(self.last + 1);
         self.last
     }
+
+    /// So many numbers in a row, one at least; returns the first.
+    pub(crate) fn next_many(&mut self, wall_us: u64, count: usize) -> u64 {
+        let first = self.next(wall_us);
+        self.last = first + (count as u64).saturating_sub(1);
+        first
+    }
 }
 
 #[cfg(test)]
@@ -42,5 +49,7 @@ mod tests {
         clock.observe(7_000);
         clock.observe(6_000);
         assert_eq!(clock.next(0), 7_001);
+        assert_eq!(clock.next_many(8_000, 3), 8_000);
+        assert_eq!(clock.next(8_001), 8_003);
     }
 }

@@ -5,10 +5,10 @@ use crate::{
     admission::Admission,
     body::Bodies,
     conn::{Conn, ConnId, Phase},
-    direct::{Attempts, Gate, Outgoing},
     drain::Drain,
     effects::{Effect, Effects},
     error::Refusal,
+    groups::{Asked, FanIns, GroupOp, GroupPurpose, Groups, Listings},
     home::{ShardId, user_home},
     input::{Input, Now},
     lane::Lane,
@@ -17,6 +17,7 @@ use crate::{
     mesh::ShardMessage,
     metrics::{Counter, Counters, Gauges},
     ops::Tokens,
+    outgoing::{Attempts, Gate, Outgoing},
     policy::{Denial, Policy, Verdict},
     pool::Pool,
     rates::Limiter,
@@ -84,6 +85,8 @@ pub(crate) enum Purpose {
     },
     /// One conversation of a RECEIPTS_GET.
     Marks { query: u64, conv: ConvId },
+    /// Something about a group.
+    Group(GroupPurpose),
     /// Cursors or watermarks, kept in case they must be written again.
     Save(crate::watermark::Batch),
 }
@@ -151,6 +154,15 @@ pub struct Shard {
     /// Queued for all connections, and this shard's share of what may be.
     pub(crate) outbox_bytes: usize,
     pub(crate) outboxes_bytes_max: usize,
+    /// Groups that are at home here, and what is on its way in them.
+    pub(crate) groups: Groups,
+    /// Messages to groups for members who are at home here, while the store has enough to do.
+    pub(crate) fan_ins: FanIns,
+    /// Questions to homes of groups, and listings of a user's groups.
+    pub(crate) asked: Asked,
+    pub(crate) listings: Listings,
+    /// The frame that all readers of a group's message share.
+    pub(crate) frame: Vec<u8>,
     /// Questions for watermarks whose answers are being read.
     pub(crate) queries: Tokens<Query>,
     pub(crate) in_store: Tokens<InStore>,
@@ -210,6 +222,14 @@ impl Shard {
             page_line: VecDeque::new(),
             outbox_bytes: 0,
             outboxes_bytes_max: share(config.limits.outboxes_bytes_max, config.shards),
+            groups: Groups::new(
+                share(config.limits.groups_bytes_max, config.shards),
+                &std::mem::take(&mut config.open_fan_outs),
+            ),
+            fan_ins: FanIns::default(),
+            asked: Asked::default(),
+            listings: Listings::default(),
+            frame: Vec::new(),
             queries: Tokens::default(),
             in_store: Tokens::default(),
             store_weight: 0,
@@ -345,7 +365,8 @@ impl Shard {
         let page = self.page_retries.front().map(|(at, _)| *at);
         let drain = self.drain.as_ref().and_then(Drain::next_us);
         let (unsaved, trim) = (self.unsaved.next_us(), self.next_trim_us());
-        [wheel, send, page, drain, unsaved, trim]
+        let groups = self.next_group_us();
+        [wheel, send, page, drain, unsaved, trim, groups]
             .into_iter()
             .flatten()
             .min()
@@ -359,6 +380,8 @@ impl Shard {
             && self.in_store.len() == 0
             && self.outgoing.len() == 0
             && self.unsaved.is_empty()
+            && self.groups.is_idle()
+            && self.fan_ins.len() == 0
     }
 
     #[must_use]
@@ -380,6 +403,12 @@ impl Shard {
             outbox_bytes: self.outbox_bytes as u64,
             pages: self.pages as u64,
             pages_waiting: self.page_line.len() as u64,
+            groups: self.groups.len() as u64,
+            group_bytes: self.groups.bytes() as u64,
+            groups_evicted: self.groups.evicted,
+            group_ops_waiting: self.groups.waiting() as u64,
+            fan_outs: self.groups.fan_outs.len() as u64,
+            fan_ins_waiting: self.fan_ins.len() as u64,
         }
     }
 
@@ -437,6 +466,9 @@ impl Shard {
                 self.unlink(id.index);
                 self.remember(id.index);
                 self.keep_debts(id.index);
+                while let Some(token) = self.listings.find(|listing| listing.conn == id) {
+                    self.listings.remove(token);
+                }
             }
             Some(Phase::Free | Phase::Greeting | Phase::Moving) => {}
         }
@@ -521,6 +553,9 @@ impl Shard {
             Op::Ping => self.on_ping(id, frame, cx),
             Op::Receipt => self.on_receipt_frame(id, frame, cx),
             Op::ReceiptsGet => self.on_receipts_get(id, frame, cx),
+            Op::GroupCreate => self.on_group_create(id, frame, cx),
+            Op::GroupEdit => self.on_group_edit(id, frame, cx),
+            Op::GroupGet => self.on_group_get(id, frame, cx),
             Op::ClientState => {
                 if let Some(conn) = self.conn_mut(id) {
                     conn.state = ClientState::from_u8(frame.aux().min(255) as u8);
@@ -609,6 +644,7 @@ impl Shard {
         self.due = due;
         self.expire_sends(cx);
         self.retry_pages(cx);
+        self.groups_on_time(cx);
         self.flush_unsaved(cx);
         self.continue_drain(cx);
         self.trim(cx);
@@ -748,6 +784,7 @@ impl Shard {
                 };
                 self.on_marks(query, conv, marks, cx);
             }
+            Purpose::Group(purpose) => self.on_group_stored(purpose, result, cx),
             Purpose::Save(batch) => self.on_saved(batch, result.map(|_| ()), cx),
         }
     }
@@ -771,6 +808,27 @@ impl Shard {
             ShardMessage::DirectDone { token, result } => self.on_direct_done(token, result, cx),
             ShardMessage::Ephemeral(draft) => self.on_ephemeral(&draft, cx),
             ShardMessage::Receipt { to, receipt } => self.push_receipt(to, &receipt, cx),
+            ShardMessage::Group(message) => self.on_group_message(message, cx),
+            ShardMessage::GroupEphemeral(draft) => {
+                if let ConvId::Group(id) = draft.conv {
+                    self.group_op(id, GroupOp::Ephemeral(draft), cx);
+                }
+            }
+            ShardMessage::GroupAccess {
+                group,
+                user,
+                origin,
+                token,
+            } => {
+                let access = GroupOp::Access {
+                    user,
+                    origin,
+                    token,
+                };
+                self.group_op(group, access, cx);
+            }
+            // Nobody here asks yet.
+            ShardMessage::GroupAccessIs { .. } => {}
         }
     }
 }

@@ -127,6 +127,22 @@ pub enum StoreCmd {
         entry: Entry,
         to: InboxRef,
     },
+    /// Atomic: the entry, and a marker that it is not yet with all who get it.
+    AppendFanOut {
+        entry: Entry,
+    },
+    /// The marker goes.
+    EndFanOut {
+        conv: ConvId,
+        conv_seq: ConvSeq,
+    },
+    /// Entries of a conversation before `before`, newest first, bounded like a replay.
+    History {
+        conv: ConvId,
+        before: ConvSeq,
+        limit: u32,
+        bytes_max: u32,
+    },
     /// References to entries that exist.
     AddRefs {
         refs: Vec<InboxRef>,
@@ -173,7 +189,8 @@ impl StoreCmd {
         const FIXED: usize = 160;
         FIXED
             + match self {
-                Self::Append { entry, .. } => entry.body.len(),
+                Self::Append { entry, .. } | Self::AppendFanOut { entry } => entry.body.len(),
+                Self::EndFanOut { .. } | Self::History { .. } => 0,
                 Self::AddRefs { refs } => refs.len() * size_of::<InboxRef>(),
                 Self::SetCursors { cursors } => cursors.len() * 24,
                 Self::SetMarks { marks } => marks.len() * 64,
@@ -199,6 +216,11 @@ pub enum StoreReply {
     /// A page that says `more` holds at least one entry.
     Page {
         items: Vec<Item>,
+        more: bool,
+    },
+    /// To a history.
+    Entries {
+        entries: Vec<Entry>,
         more: bool,
     },
     Cursors(Vec<(DeviceId, Seq)>),

@@ -18,6 +18,7 @@
 
 mod bare;
 mod client;
+mod groups;
 mod hands;
 mod invariants;
 mod store;
@@ -28,12 +29,12 @@ pub use store::{CmdKind, ModelStore};
 
 use crate::{
     AuthError, Credentials, Effect, Effects, Grant, Input, Limits, Now, Policy, Revocation,
-    Session, Shard, ShardConfig, ShardId, ShardMessage, conn::ConnId, feed, store::StoreRequest,
-    user_home,
+    Session, Shard, ShardConfig, ShardId, ShardMessage, conn::ConnId, conv_home, feed,
+    store::StoreRequest, user_home,
 };
 use portico_wire::{
     encode::{Encoder, put_ack},
-    ids::{DeviceId, UserId},
+    ids::{ConvId, ConvSeq, DeviceId, UserId},
 };
 use rustc_hash::FxHasher;
 use std::{
@@ -156,10 +157,16 @@ impl World {
         self.store.restart(usize::from(shards));
         self.links.clear();
         self.moves.clear();
+        let open: Vec<_> = self.store.fan_outs().collect();
+        let of = |shard| {
+            let home = |(conv, _): &&(ConvId, ConvSeq)| conv_home(*conv, shards) == ShardId(shard);
+            open.iter().filter(home).copied().collect()
+        };
         self.nodes = (0..shards)
             .map(|shard| Node {
                 shard: Shard::new(ShardConfig {
                     shard: ShardId(shard),
+                    open_fan_outs: of(shard),
                     ..self.config.clone()
                 }),
                 sockets: Vec::new(),

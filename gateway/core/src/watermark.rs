@@ -9,6 +9,8 @@
 
 use crate::{
     conn::ConnId,
+    groups::GroupMessage,
+    home::ShardId,
     mesh::ShardMessage,
     receipt::Receipt,
     shard::{Purpose, Shard, Turn},
@@ -16,7 +18,7 @@ use crate::{
 };
 use portico_wire::{
     frame::receipt_kind,
-    ids::{ConvId, ConvSeq, DeviceId, Seq, UserId},
+    ids::{ConvId, ConvSeq, DeviceId, GroupId, Seq, UserId},
 };
 use rustc_hash::FxHashMap;
 use std::{collections::VecDeque, mem};
@@ -143,11 +145,23 @@ impl Shard {
     }
 
     fn mark(&mut self, conv: ConvId, user: UserId, marks: Marks, cx: &mut Turn<'_>) {
-        let (unsaved, _) = self.unsaved.marks.entry((conv, user)).or_default();
-        merge(unsaved, marks);
         let flush_ms = self.config.limits.flush_ms;
         self.unsaved
             .tell((conv, user), marks, cx.now.mono_us, flush_ms);
+        self.save_mark(conv, user, marks, cx);
+    }
+
+    /// A mark that nobody has to be told of.
+    pub(crate) fn save_mark(
+        &mut self,
+        conv: ConvId,
+        user: UserId,
+        marks: Marks,
+        cx: &mut Turn<'_>,
+    ) {
+        let (unsaved, _) = self.unsaved.marks.entry((conv, user)).or_default();
+        merge(unsaved, marks);
+        let flush_ms = self.config.limits.flush_ms;
         self.unsaved.arm(cx.now.mono_us, flush_ms);
     }
 
@@ -197,7 +211,28 @@ impl Shard {
     }
 
     fn tell_marks(&mut self, cx: &mut Turn<'_>) {
+        // Of members of groups: one message for each shard that is home to some.
+        let mut of_groups = FxHashMap::<ShardId, Vec<(GroupId, UserId, Marks)>>::default();
         while let Some(((conv, reader), marks)) = self.unsaved.next_told(cx.now.mono_us) {
+            if let ConvId::Group(group) = conv {
+                if marks.read > ConvSeq(0) {
+                    let (kind, up_to, at_s) = (receipt_kind::READ, marks.read, marks.read_at_s);
+                    let read = Receipt {
+                        conv,
+                        reader,
+                        kind,
+                        up_to,
+                        at_s,
+                    };
+                    self.push_receipt(reader, &read, cx);
+                }
+                let home = self.group_home(group);
+                of_groups
+                    .entry(home)
+                    .or_default()
+                    .push((group, reader, marks));
+                continue;
+            }
             let Some(peer) = conv.peer_of(reader) else {
                 continue;
             };
@@ -225,6 +260,10 @@ impl Shard {
                     self.post(home, message, cx);
                 }
             }
+        }
+        for (home, marks) in of_groups {
+            let message = ShardMessage::Group(GroupMessage::Marks(marks));
+            self.post(home, message, cx);
         }
     }
 
@@ -327,7 +366,7 @@ impl Shard {
     }
 }
 
-fn merge(into: &mut Marks, from: Marks) {
+pub(crate) fn merge(into: &mut Marks, from: Marks) {
     if from.delivered > into.delivered {
         into.delivered = from.delivered;
         into.delivered_at_s = from.delivered_at_s;

@@ -242,6 +242,18 @@ knobs! {
     "limits.unsaved_max", Usize(limits.unsaved_max), bounds(16, 1 << 24, "watermarks"),
     "Watermarks of one shard that may wait to be written; past it a READ is refused with \
      OVERLOADED.";
+    "limits.group_members_max", U16(limits.group_members_max), bounds(2, 1_024, "members"),
+    "Members a group may ask for at most; a GROUP_CREATE that wants more is refused with \
+     BAD_ARGUMENT. Groups that exist keep what they have.";
+    "limits.groups_bytes_max", Usize(limits.groups_bytes_max), bounds(1 << 20, 64 * GIB, "bytes"),
+    "Groups kept in memory at their homes, all shards together: about 500 bytes each and 16 a member, \
+     24 more while receipts move. Those not used for longest go and are read again when needed.";
+    "limits.group_ops_max", Usize(limits.group_ops_max), bounds(16, 1 << 24, "operations"),
+    "Operations of one shard that may wait for a group to be read or for an edit of it; more are \
+     refused with OVERLOADED.";
+    "limits.fan_outs_max", Usize(limits.fan_outs_max), bounds(1, 1 << 20, "messages"),
+    "Messages of one shard's groups that may be on their way to members; more are refused with \
+     OVERLOADED.";
 
     "rates.exempt", Networks(limits.rates.exempt), NO_BOUNDS,
     "Connections from these networks have none of the limits in this section. Loopback by default: \

@@ -720,9 +720,11 @@ mod tests {
         let mut receiver = Reader::new(1, &mesh);
         let large = |bytes: usize| {
             let draft = portico_core::Draft {
+                op: 34,
                 sender: UserId(1),
                 device: DeviceId(1),
-                to: UserId(2),
+                conv: portico_wire::ids::ConvId::direct(UserId(1), UserId(2)),
+                epoch: 0,
                 msg_id: MsgId::from_parts(0, 1),
                 kind: 0,
                 flags: 0,

@@ -169,12 +169,14 @@ mod tests {
         let usual = of(|_| {});
         assert!(usual < 2 << 30, "{usual}");
         type Change = fn(&mut Settings);
-        let grown: [(Change, u64); 9] = [
+        let grown: [(Change, u64); 11] = [
             (|s| s.limits.store_bytes_max += 64 << 20, 3 * (64 + 8)),
             (|s| s.limits.store_requests_max += 1 << 20, 3 * 300),
             (|s| s.limits.sign_ins_max += 1 << 16, 3 * 128),
             (|s| s.limits.absent_max += 1 << 20, 3 * 24),
             (|s| s.limits.unsaved_max += 1 << 20, 3 * 100),
+            (|s| s.limits.groups_bytes_max += 300 << 20, 300),
+            (|s| s.limits.fan_outs_max += 1 << 20, 3 * 500),
             (|s| s.limits.outboxes_bytes_max += 300 << 20, 300),
             (|s| s.shard.unread_bytes_max += 64 << 20, 3 * 64),
             (|s| s.store.bytes_max += 64 << 20, 2 * 64),

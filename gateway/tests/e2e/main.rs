@@ -18,6 +18,7 @@ mod backlog;
 mod devices;
 mod durability;
 mod first_steps;
+mod groups;
 mod harness;
 mod hostile;
 mod limits;

@@ -86,7 +86,15 @@ impl Encoder {
 
     /// GROUP; `more`: of a listing, not its last.
     pub fn group(&mut self, out: &mut Vec<u8>, corr: u32, more: bool, group: &Group<'_>) {
-        let body = self.body(|b| {
+        let body = self.group_body(group);
+        let more = if more { Flags::MORE } else { Flags::NONE };
+        let flags = reply_flags(corr) | more;
+        put_body(out, Op::Group as u8, flags, corr, 0, body);
+    }
+
+    /// The body of a GROUP alone.
+    pub fn group_body(&mut self, group: &Group<'_>) -> &[u8] {
+        self.body(|b| {
             let members = group.members.as_deref().map(|list| members(b, list));
             let some = !group.title.is_empty();
             let title = some.then(|| b.create_string(group.title));
@@ -109,10 +117,7 @@ impl Encoder {
                     invite,
                 },
             )
-        });
-        let more = if more { Flags::MORE } else { Flags::NONE };
-        let flags = reply_flags(corr) | more;
-        put_body(out, Op::Group as u8, flags, corr, 0, body);
+        })
     }
 
     /// The body of a GROUP_EVENT, as it is stored.

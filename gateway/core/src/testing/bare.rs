@@ -225,6 +225,11 @@ impl Bare {
                         StoreReply::Done
                     }
                     StoreCmd::Record(RecordCmd::Get { .. }) => StoreReply::Record(None),
+                    StoreCmd::AppendFanOut { .. } | StoreCmd::EndFanOut { .. } => StoreReply::Done,
+                    StoreCmd::History { .. } => StoreReply::Entries {
+                        entries: Vec::new(),
+                        more: false,
+                    },
                     StoreCmd::Record(RecordCmd::Scan { .. }) => StoreReply::Records(Vec::new()),
                 };
                 let input = Input::Stored {

@@ -2,6 +2,7 @@
 
 use crate::{
     conn::{Conn, ConnId, NO_CONN, Phase, Replay, Source},
+    groups::For,
     shard::{Purpose, Shard},
     watermark::Batch,
 };
@@ -127,6 +128,14 @@ impl Shard {
                 owe(conn, 1);
             }
         }
+        for asker in self.asked.values() {
+            if let For::Client { conn, .. } = asker {
+                owe(*conn, 1);
+            }
+        }
+        for listing in self.listings.values() {
+            owe(listing.conn, 1);
+        }
         for query in self.queries.values() {
             owe(query.conn, usize::from(query.weight));
         }
@@ -155,6 +164,12 @@ impl Shard {
         vec![
             ("lane", self.lane.len() as u64),
             ("queries", self.queries.len() as u64),
+            ("asked", self.asked.len() as u64),
+            ("listings", self.listings.len() as u64),
+            ("fan_outs", self.groups.fan_outs.len() as u64),
+            ("fan_out_bytes", self.groups.fan_out_bytes as u64),
+            ("group retries", self.groups.retries.len() as u64),
+            ("reopening", self.groups.reopening as u64),
             ("send_deadlines", self.send_deadlines.len() as u64),
             ("page_retries", self.page_retries.len() as u64),
             ("attempts", self.attempts.len() as u64),

@@ -5,7 +5,7 @@
 //! an entry that changes.
 
 use crate::{
-    home::{ShardId, user_home},
+    home::{ShardId, conv_home, user_home},
     store::{
         Entry, Expect, InboxRef, Item, Marks, Record, RecordCmd, StoreCmd, StoreError, StoreReply,
         StoreRequest, StoreToken, Table,
@@ -19,6 +19,9 @@ use std::collections::{BTreeMap, BTreeSet, VecDeque};
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub enum CmdKind {
     Append,
+    AppendFanOut,
+    EndFanOut,
+    History,
     AddRefs,
     Find,
     Replay,
@@ -31,8 +34,11 @@ pub enum CmdKind {
 }
 
 impl CmdKind {
-    pub const ALL: [Self; 10] = [
+    pub const ALL: [Self; 13] = [
         Self::Append,
+        Self::AppendFanOut,
+        Self::EndFanOut,
+        Self::History,
         Self::AddRefs,
         Self::Find,
         Self::Replay,
@@ -48,6 +54,9 @@ impl CmdKind {
     pub const fn of(cmd: &StoreCmd) -> Self {
         match cmd {
             StoreCmd::Append { .. } => Self::Append,
+            StoreCmd::AppendFanOut { .. } => Self::AppendFanOut,
+            StoreCmd::EndFanOut { .. } => Self::EndFanOut,
+            StoreCmd::History { .. } => Self::History,
             StoreCmd::AddRefs { .. } => Self::AddRefs,
             StoreCmd::Find { .. } => Self::Find,
             StoreCmd::Replay { .. } => Self::Replay,
@@ -63,7 +72,12 @@ impl CmdKind {
     const fn is_read(self) -> bool {
         matches!(
             self,
-            Self::Find | Self::Replay | Self::Cursors | Self::Marks | Self::ReadRecords
+            Self::Find
+                | Self::History
+                | Self::Replay
+                | Self::Cursors
+                | Self::Marks
+                | Self::ReadRecords
         )
     }
 }
@@ -97,6 +111,7 @@ struct Lane {
 pub struct ModelStore {
     entries: BTreeMap<(ConvId, ConvSeq), Entry>,
     inbox: BTreeMap<(UserId, Seq), (ConvId, ConvSeq)>,
+    fan_outs: BTreeSet<(ConvId, ConvSeq)>,
     cursors: BTreeMap<(UserId, DeviceId), Seq>,
     marks: BTreeMap<(ConvId, UserId), Marks>,
     records: BTreeMap<(Table, Bytes), (Bytes, u64)>,
@@ -186,6 +201,11 @@ impl ModelStore {
         self.cursors.get(&(user, device)).copied()
     }
 
+    /// Fan-outs that have not ended.
+    pub fn fan_outs(&self) -> impl Iterator<Item = (ConvId, ConvSeq)> + '_ {
+        self.fan_outs.iter().copied()
+    }
+
     #[must_use]
     pub fn marks(&self, conv: ConvId, user: UserId) -> Marks {
         self.marks.get(&(conv, user)).copied().unwrap_or_default()
@@ -232,6 +252,14 @@ impl ModelStore {
             StoreCmd::Append { entry, to } => {
                 self.ceiling = self.ceiling.max(entry.conv_seq.0);
                 self.check(shard, shards, to);
+            }
+            StoreCmd::AppendFanOut { entry } => {
+                self.ceiling = self.ceiling.max(entry.conv_seq.0);
+                assert_eq!(
+                    conv_home(entry.conv, shards),
+                    shard,
+                    "one author of the order"
+                );
             }
             StoreCmd::AddRefs { refs } => {
                 for reference in refs {
@@ -354,6 +382,35 @@ impl ModelStore {
                 assert!(before.is_none(), "a place in a conversation is used once");
                 self.inbox.insert((to.user, to.seq), key);
                 StoreReply::Done
+            }
+            StoreCmd::AppendFanOut { entry } => {
+                let key = (entry.conv, entry.conv_seq);
+                self.fan_outs.insert(key);
+                let before = self.entries.insert(key, entry.clone());
+                assert!(
+                    before.is_none_or(|before| before == entry),
+                    "a place is used once"
+                );
+                StoreReply::Done
+            }
+            StoreCmd::EndFanOut { conv, conv_seq } => {
+                self.fan_outs.remove(&(conv, conv_seq));
+                StoreReply::Done
+            }
+            StoreCmd::History {
+                conv,
+                before,
+                limit,
+                ..
+            } => {
+                let mut found = self.entries.range((conv, ConvSeq(0))..(conv, before)).rev();
+                let entries: Vec<Entry> = found
+                    .by_ref()
+                    .take(limit as usize)
+                    .map(|(_, entry)| entry.clone())
+                    .collect();
+                let more = found.next().is_some();
+                StoreReply::Entries { entries, more }
             }
             StoreCmd::AddRefs { refs } => {
                 for reference in refs {

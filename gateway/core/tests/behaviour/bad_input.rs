@@ -80,12 +80,14 @@ fn a_message_is_judged_by_what_its_header_says() {
         case(&|m| m.to = UserId(u64::MAX)),
         refused(ErrorCode::BAD_ARGUMENT)
     );
-    for kind in [ConvKind::GROUP, ConvKind::STATUS] {
-        assert_eq!(
-            case(&|m| m.conv_kind = kind),
-            refused(ErrorCode::UNSUPPORTED)
-        );
-    }
+    assert_eq!(
+        case(&|m| m.conv_kind = ConvKind::STATUS),
+        refused(ErrorCode::UNSUPPORTED)
+    );
+    assert_eq!(
+        case(&|m| m.conv_kind = ConvKind::GROUP),
+        refused(ErrorCode::NOT_FOUND)
+    );
     for kind in [ConvKind::NONE, ConvKind(77)] {
         assert_eq!(
             case(&|m| m.conv_kind = kind),
@@ -174,7 +176,12 @@ fn every_operation_has_an_answer() {
             Op::Ack | Op::ClientState => assert_eq!(got, []),
             Op::Ping => assert_eq!(ops(&got), [Op::Pong]),
             Op::Close => assert!(!world.is_connected(client)),
-            Op::Send | Op::Receipt => assert_eq!(error(&got, 5), ErrorCode::BAD_ARGUMENT),
+            Op::Send | Op::Receipt | Op::GroupCreate => {
+                assert_eq!(error(&got, 5), ErrorCode::BAD_ARGUMENT);
+            }
+            Op::GroupEdit => assert_eq!(error(&got, 5), ErrorCode::NOT_FOUND),
+            // Group 0: all of mine, which is none.
+            Op::GroupGet => assert_eq!(ops(&got), [Op::Done]),
             Op::ReceiptsGet | Op::Reauth => assert_eq!(error(&got, 5), ErrorCode::MALFORMED),
             Op::Hello | Op::RegStart | Op::RegConfirm => {
                 assert_eq!(close, Some(CloseCode::PROTOCOL_ERROR));

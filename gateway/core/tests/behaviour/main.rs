@@ -8,6 +8,7 @@ mod bad_input;
 mod determinism;
 mod direct;
 mod drain;
+mod groups;
 mod heartbeat;
 mod lane;
 mod login;

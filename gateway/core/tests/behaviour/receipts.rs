@@ -235,9 +235,9 @@ fn receipts_are_joined_and_reach_who_is_watching() {
 }
 
 #[test]
-fn only_read_and_only_direct() {
+fn only_read_and_only_of_conversations_that_have_marks() {
     let (mut world, _, bob, place) = talk(1);
-    for (kind, conv_kind, peer) in [(1, 1, 5), (3, 1, 5), (2, 2, 5), (2, 3, 5), (2, 1, 0)] {
+    for (kind, conv_kind, peer) in [(1, 1, 5), (3, 1, 5), (2, 2, 0), (2, 3, 5), (2, 1, 0)] {
         let corr = world.corr(bob);
         let route = portico_wire::RouteHeader {
             conv: peer,
