@@ -179,13 +179,40 @@ pub enum Cmd {
         limit: u32,
         max_bytes: u32,
     },
-    /// Entries of a conversation before `before`, newest first, bounded like a replay.
+    /// Entries of a conversation after `after` and before `before`, both exclusive: newest first, or
+    /// oldest first if `forward`. Bounded like a replay.
     History {
         conv: ConvId,
+        after: ConvSeq,
         before: ConvSeq,
+        forward: bool,
         limit: u32,
         max_bytes: u32,
     },
+    /// References of an inbox before `before`, newest first, without their entries, of which some may
+    /// be gone. At most `limit`.
+    References {
+        user: UserId,
+        before: Seq,
+        limit: u32,
+    },
+    /// How many entries of a conversation after `after` and before `before`, both exclusive, are of
+    /// this operation and kind, have a body and come from others than `not_by`: counted up to
+    /// `limit`, and among the newest [`PAGE_ITEMS_MAX`] of them.
+    Count {
+        conv: ConvId,
+        after: ConvSeq,
+        before: ConvSeq,
+        not_by: UserId,
+        op: u8,
+        kind: u8,
+        limit: u32,
+    },
+    /// The body of an entry is overwritten with nothing; all else of it stays. An entry that is not
+    /// there is not made: the command succeeds, as its purpose is met. An [`Cmd::Append`] of the same
+    /// entry must not be repeated afterwards, or the body is back; whoever redacts has read the entry,
+    /// so its append has been answered.
+    Redact { conv: ConvId, conv_seq: ConvSeq },
     /// Which of these messages of a device were accepted at or after `since`? Asked only for frames
     /// that their sender marks as repeated, so a scan of the conversation will do and no index is
     /// kept. The scan is as long as the conversation since then, however many are looked for: the
@@ -232,6 +259,12 @@ pub enum Reply {
         entries: Vec<Entry>,
         more: bool,
     },
+    /// To `References`. `more` as above.
+    References {
+        refs: Vec<InboxRef>,
+        more: bool,
+    },
+    Count(u32),
     /// The places of those that were accepted, in the order of the conversation.
     Found(Vec<(MsgId, ConvSeq)>),
     Cursors(Vec<(DeviceId, Seq)>),
@@ -259,6 +292,8 @@ impl Family for Messages {
             Cmd::FanOuts { .. }
             | Cmd::Replay { .. }
             | Cmd::History { .. }
+            | Cmd::References { .. }
+            | Cmd::Count { .. }
             | Cmd::Find { .. }
             | Cmd::Cursors { .. }
             | Cmd::Watermarks { .. }
@@ -266,6 +301,7 @@ impl Family for Messages {
             Cmd::Append { .. }
             | Cmd::AddRefs { .. }
             | Cmd::EndFanOut { .. }
+            | Cmd::Redact { .. }
             | Cmd::SetCursors { .. }
             | Cmd::SetWatermarks { .. }
             | Cmd::Expire { .. } => false,
@@ -323,7 +359,9 @@ impl Cmd {
                 check_rows(refs.len())?;
                 check_refs(refs)
             }
-            Self::EndFanOut { conv_seq, .. } => check_seq(conv_seq.0),
+            Self::EndFanOut { conv_seq, .. } | Self::Redact { conv_seq, .. } => {
+                check_seq(conv_seq.0)
+            }
             Self::SetCursors { cursors } => {
                 check_rows(cursors.len())?;
                 cursors.iter().try_for_each(|(_, _, seq)| check_seq(seq.0))
@@ -336,7 +374,9 @@ impl Cmd {
             }
             Self::FanOuts { limit, .. }
             | Self::Replay { limit, .. }
-            | Self::History { limit, .. } => check_limit(*limit),
+            | Self::History { limit, .. }
+            | Self::References { limit, .. }
+            | Self::Count { limit, .. } => check_limit(*limit),
             Self::Find { msg_ids, .. } => check_rows(msg_ids.len()),
             Self::Cursors { .. }
             | Self::Watermarks { .. }

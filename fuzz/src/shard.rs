@@ -75,8 +75,15 @@ fn step<'a>(world: &mut World, clients: &mut [usize], first: u8, rest: &'a [u8])
             }
         }
         _ => {
-            let kind = [CmdKind::Append, CmdKind::Replay, CmdKind::Cursors][how % 3];
-            match how / 3 % 5 {
+            let kind = [
+                CmdKind::Append,
+                CmdKind::Replay,
+                CmdKind::Cursors,
+                CmdKind::History,
+                CmdKind::References,
+                CmdKind::Redact,
+            ][how % 6];
+            match how / 6 {
                 0 => world.store.hold(&[kind]),
                 1 => world.store.hold_answers(&[kind]),
                 2 => world.store.fail(&[kind], 1, StoreError::Unavailable),

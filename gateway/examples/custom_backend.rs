@@ -107,6 +107,11 @@ impl Maps {
             Cmd::EndFanOut { conv, conv_seq } => {
                 self.fan_outs.remove(&(conv, conv_seq));
             }
+            Cmd::Redact { conv, conv_seq } => {
+                if let Some(entry) = self.entries.get_mut(&(conv, conv_seq)) {
+                    entry.body.clear();
+                }
+            }
             Cmd::SetCursors { cursors } => {
                 for (user, device, seq) in cursors {
                     let cursor = self.cursors.entry((user, device)).or_default();
@@ -135,6 +140,18 @@ impl Maps {
         self.inbox.extend(named);
     }
 
+    /// Both bounds are exclusive.
+    fn between(
+        &self,
+        conv: ConvId,
+        after: ConvSeq,
+        before: ConvSeq,
+    ) -> impl DoubleEndedIterator<Item = &Entry> {
+        let before = before.max(ConvSeq(after.0.saturating_add(1)));
+        let range = (Excluded((conv, after)), Excluded((conv, before)));
+        self.entries.range(range).map(|(_, entry)| entry)
+    }
+
     fn read(&self, cmd: Cmd) -> Reply {
         match cmd {
             Cmd::Replay {
@@ -154,15 +171,49 @@ impl Maps {
             }
             Cmd::History {
                 conv,
+                after,
                 before,
+                forward,
                 limit,
                 max_bytes,
             } => {
-                let range = (conv, ConvSeq(0))..(conv, before);
-                let entries = self.entries.range(range).rev();
-                let entries = entries.map(|(_, entry)| entry.clone());
+                let mut between = self.between(conv, after, before);
+                let next = || {
+                    if forward {
+                        between.next()
+                    } else {
+                        between.next_back()
+                    }
+                };
+                let entries = std::iter::from_fn(next).cloned();
                 let (entries, more) = page(entries, limit, max_bytes, |entry| entry.body.len());
                 Reply::Entries { entries, more }
+            }
+            Cmd::References {
+                user,
+                before,
+                limit,
+            } => {
+                let older = self.inbox.range((user, Seq(0))..(user, before)).rev();
+                let refs = older.map(|(_, reference)| *reference);
+                let (refs, more) = page(refs, limit, u32::MAX, |_| 0);
+                Reply::References { refs, more }
+            }
+            Cmd::Count {
+                conv,
+                after,
+                before,
+                not_by,
+                op,
+                kind,
+                limit,
+            } => {
+                let counted = self.between(conv, after, before).filter(|entry| {
+                    (entry.meta.op, entry.meta.kind) == (op, kind)
+                        && entry.sender != not_by
+                        && !entry.body.is_empty()
+                });
+                Reply::Count(counted.take(limit as usize).count() as u32)
             }
             Cmd::Find {
                 conv,
@@ -198,6 +249,7 @@ impl Maps {
             Cmd::Append { .. }
             | Cmd::AddRefs { .. }
             | Cmd::EndFanOut { .. }
+            | Cmd::Redact { .. }
             | Cmd::SetCursors { .. }
             | Cmd::SetWatermarks { .. }
             | Cmd::Expire { .. } => Reply::Done,

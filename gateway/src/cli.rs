@@ -47,6 +47,9 @@ pub(crate) enum Command {
     /// Look at the embedded store while no gateway runs, or save what can be read of a damaged one.
     #[command(subcommand)]
     Store(StoreCommand),
+    /// Hand out what the embedded store holds of a user, or erase it, while no gateway runs.
+    #[command(subcommand)]
+    User(UserCommand),
     /// Print every metric and what it means.
     Metrics,
     /// Print the version.
@@ -168,6 +171,45 @@ pub(crate) struct SalvageArgs {
     /// New data directory; must not exist, or be empty
     #[arg(long, value_name = "NEW")]
     pub(crate) out: String,
+    /// Answer as JSON
+    #[arg(long)]
+    pub(crate) json: bool,
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum UserCommand {
+    /// Write what the store holds of a user as lines of JSON: the messages that the user may see,
+    /// watermarks, cursors, contacts and settings. The gateway must not run.
+    Export(ExportArgs),
+    /// Take what a user has said out of the store, in every month and from every file, and the user's
+    /// inbox and settings with it. The gateway must not run. What stays is that something was said.
+    Erase(EraseArgs),
+}
+
+#[derive(Args, Debug)]
+pub(crate) struct ExportArgs {
+    /// The user
+    #[arg(long, value_name = "U", value_parser = user)]
+    pub(crate) user: u64,
+    /// Data directory of the gateway [default: ./portico-data]
+    #[arg(long, value_name = "DIR")]
+    pub(crate) data: Option<String>,
+    /// Write into a new file instead of standard output
+    #[arg(long, value_name = "FILE")]
+    pub(crate) out: Option<PathBuf>,
+}
+
+#[derive(Args, Debug)]
+pub(crate) struct EraseArgs {
+    /// The user
+    #[arg(long, value_name = "U", value_parser = user)]
+    pub(crate) user: u64,
+    /// Data directory of the gateway [default: ./portico-data]
+    #[arg(long, value_name = "DIR")]
+    pub(crate) data: Option<String>,
+    /// Do it: nothing brings back what was erased
+    #[arg(long)]
+    pub(crate) yes: bool,
     /// Answer as JSON
     #[arg(long)]
     pub(crate) json: bool,

@@ -8,6 +8,7 @@ mod cli;
 mod config;
 mod limits;
 mod manager;
+mod personal;
 mod probe;
 mod revoke;
 mod sealed;
@@ -18,6 +19,7 @@ mod telemetry;
 use clap::{Parser, error::ErrorKind};
 use cli::{
     Cli, Command, ConfigArgs, DeviceCommand, LimitsArgs, ServeArgs, StoreCommand, TokenArgs,
+    UserCommand,
 };
 use config::{Config, ConfigError, CoreDumps, Env, ProcessEnv, Sources};
 use portico_client::{
@@ -98,6 +100,8 @@ fn main() -> ExitCode {
         Command::Limits(args) => limits(&args),
         Command::Store(StoreCommand::Check(args)) => stored::check(args),
         Command::Store(StoreCommand::Salvage(args)) => stored::salvage(args),
+        Command::User(UserCommand::Export(args)) => personal::export(args),
+        Command::User(UserCommand::Erase(args)) => personal::erase(args),
         Command::Metrics => answer(&admin::table()),
         Command::Version => answer(&format!(
             "portico {} (commit {}, protocol {})\n",

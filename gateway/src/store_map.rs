@@ -34,17 +34,6 @@ pub(crate) fn command(cmd: StoreCmd) -> Command {
             fan_out: true,
         },
         StoreCmd::EndFanOut { conv, conv_seq } => Cmd::EndFanOut { conv, conv_seq },
-        StoreCmd::History {
-            conv,
-            before,
-            limit,
-            bytes_max,
-        } => Cmd::History {
-            conv,
-            before,
-            limit,
-            max_bytes: bytes_max,
-        },
         StoreCmd::AddRefs { refs } => Cmd::AddRefs {
             refs: refs.into_iter().map(reference).collect(),
         },
@@ -78,6 +67,48 @@ pub(crate) fn command(cmd: StoreCmd) -> Command {
             marks: marks.into_iter().flat_map(marks_out).collect(),
         },
         StoreCmd::Marks { conv } => Cmd::Watermarks { conv },
+        StoreCmd::History {
+            conv,
+            after,
+            before,
+            forward,
+            limit,
+            bytes_max,
+        } => Cmd::History {
+            conv,
+            after,
+            before,
+            forward,
+            limit,
+            max_bytes: bytes_max,
+        },
+        StoreCmd::References {
+            user,
+            before,
+            limit,
+        } => Cmd::References {
+            user,
+            before,
+            limit,
+        },
+        StoreCmd::Count {
+            conv,
+            after,
+            before,
+            not_by,
+            op,
+            kind,
+            limit,
+        } => Cmd::Count {
+            conv,
+            after,
+            before,
+            not_by,
+            op,
+            kind,
+            limit,
+        },
+        StoreCmd::Redact { conv, conv_seq } => Cmd::Redact { conv, conv_seq },
     })
 }
 
@@ -148,6 +179,11 @@ pub(crate) fn answer(result: Result<Reply, Error>) -> Result<StoreReply, StoreEr
             entries: entries.into_iter().map(entry_in).collect(),
             more,
         }),
+        Ok(Reply::References { refs, more }) => Ok(StoreReply::References {
+            refs: refs.into_iter().map(reference_in).collect(),
+            more,
+        }),
+        Ok(Reply::Count(count)) => Ok(StoreReply::Count(count)),
         Ok(Reply::FanOuts(_) | Reply::Ceiling(_)) => Err(StoreError::Invalid),
         Err(error) => Err(failure(&error)),
     }
@@ -268,6 +304,15 @@ fn entry_in(entry: Entry) -> store::Entry {
     }
 }
 
+const fn reference_in(of: InboxRef) -> store::InboxRef {
+    store::InboxRef {
+        user: of.user,
+        seq: of.seq,
+        conv: of.conv,
+        conv_seq: of.conv_seq,
+    }
+}
+
 const fn marks_in(mark: Watermark) -> (UserId, store::Marks) {
     let marks = store::Marks {
         delivered: mark.delivered,
@@ -337,25 +382,45 @@ mod tests {
     }
 
     #[test]
-    fn an_entry_with_a_marker_has_no_reference_and_a_history_reads_it() {
+    fn an_entry_with_a_marker_has_no_reference() {
         let Command::Messages(Cmd::Append {
-            entry: stored,
             refs,
             fan_out: true,
+            ..
         }) = command(StoreCmd::AppendFanOut { entry: entry() })
         else {
             panic!("another command");
         };
         assert!(refs.is_empty());
-        let reply = Reply::Entries {
-            entries: vec![stored],
+    }
+
+    #[test]
+    fn pages_of_a_conversation_come_back_as_they_are() {
+        let page = Reply::Entries {
+            entries: vec![entry_out(entry())],
             more: true,
         };
-        let entries = StoreReply::Entries {
+        let expected = StoreReply::Entries {
             entries: vec![entry()],
             more: true,
         };
-        assert_eq!(answer(Ok(reply)), Ok(entries));
+        assert_eq!(answer(Ok(page)), Ok(expected));
+        let to = store::InboxRef {
+            user: UserId(2),
+            seq: Seq(12),
+            conv: entry().conv,
+            conv_seq: ConvSeq(11),
+        };
+        let page = Reply::References {
+            refs: vec![reference(to)],
+            more: false,
+        };
+        let expected = StoreReply::References {
+            refs: vec![to],
+            more: false,
+        };
+        assert_eq!(answer(Ok(page)), Ok(expected));
+        assert_eq!(answer(Ok(Reply::Count(3))), Ok(StoreReply::Count(3)));
     }
 
     #[test]

@@ -2,6 +2,7 @@
 //! need no builder.
 
 mod group;
+mod history;
 
 use crate::{
     frame::{BASE_END, ConvKind, Flags, ROUTE_END, RouteHeader, SEQ_END, SeqHeader},

@@ -47,6 +47,15 @@ pub const GROUP_INVITE_BYTES_MAX: usize = 64;
 
 /// Conversations in one RECEIPTS_GET.
 pub const RECEIPTS_GET_MAX: usize = 100;
+
+/// Entries in one page of a HISTORY, and conversations in one of a CONVERSATIONS_GET. A request for
+/// none or for more is refused.
+pub const HISTORY_PAGE_MAX: u16 = 100;
+pub const CONVERSATIONS_PAGE_MAX: u16 = 100;
+/// How many a request brings that does not say.
+pub const HISTORY_PAGE_DEFAULT: u16 = 50;
+/// Unread messages of a conversation are counted up to here.
+pub const UNREAD_MAX: u32 = 1_000;
 /// Bodies that fail verification, per connection and minute, before it is closed.
 pub const MALFORMED_PER_MINUTE_MAX: u32 = 10;
 

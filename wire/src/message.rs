@@ -4,6 +4,7 @@
 //! through [`crate::verify::root`] and [`crate::fb`].
 
 pub mod group;
+pub mod history;
 
 use crate::{
     code::{CloseCode, ErrorCode},

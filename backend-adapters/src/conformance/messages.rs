@@ -3,7 +3,8 @@
 use super::client::Client;
 use super::ids::{DEVICE, Direct, append, conv, entry, entry_at, fresh, reference_at, tick, user};
 use super::{
-    Check, Harness, Outcome, Violation, ensure, ensure_eq, limits, order, restart, run, state,
+    Check, Harness, Outcome, Violation, ensure, ensure_eq, history, limits, order, restart, run,
+    state,
 };
 use crate::messages::{Cmd, Entry, Item, Messages, Reply, SEQ_MAX, Watermark};
 use crate::{Backend, Kind};
@@ -17,7 +18,7 @@ use std::sync::Arc;
 /// The first rule that is broken.
 pub fn messages(harness: &dyn Harness<Messages>) -> Result<(), Violation> {
     let backend = run("open", harness.open())?;
-    let checks: [Check<Messages>; 20] = [
+    let checks: [Check<Messages>; 25] = [
         ("replay is complete", replay_is_complete),
         ("pages end where they say", pages_end_where_they_say),
         ("neighbours do not leak", neighbours_do_not_leak),
@@ -25,6 +26,10 @@ pub fn messages(harness: &dyn Harness<Messages>) -> Result<(), Violation> {
         ("repetition", repeating_changes_nothing),
         ("find", find_knows_sender_device_and_id),
         ("history", history_reads_backwards),
+        ("history forward", history::reads_forward_and_stops),
+        ("history over months", history::crosses_months_both_ways),
+        ("references", history::references_go_back_without_entries),
+        ("count", history::counts_what_others_wrote),
         ("partitions", partitions_are_invisible),
         ("fan-out", state::fan_out_stays_open_until_it_ends),
         ("cursors", state::cursors_never_go_back),
@@ -44,6 +49,7 @@ pub fn messages(harness: &dyn Harness<Messages>) -> Result<(), Violation> {
             order::a_failed_reference_gets_a_fresh_number,
         ),
         ("lanes side by side", order::lanes_run_side_by_side),
+        ("redaction", history::redacting_takes_the_body_alone),
     ];
     for (name, check) in checks {
         run(name, check(&backend))?;
@@ -108,7 +114,7 @@ pub(super) fn inbox(client: &mut Messenger, user: UserId) -> Result<Vec<Item>, S
     }
 }
 
-pub(super) fn history(
+pub(super) fn page_back(
     client: &mut Messenger,
     conv: ConvId,
     before: ConvSeq,
@@ -117,7 +123,9 @@ pub(super) fn history(
 ) -> Result<(Vec<Entry>, bool), String> {
     let cmd = Cmd::History {
         conv,
+        after: ConvSeq(0),
         before,
+        forward: false,
         limit,
         max_bytes,
     };
@@ -131,7 +139,7 @@ pub(super) fn history(
 }
 
 pub(super) fn all_history(client: &mut Messenger, conv: ConvId) -> Result<Vec<Entry>, String> {
-    Ok(history(client, conv, ConvSeq(u64::MAX), 1_000, u32::MAX)?.0)
+    Ok(page_back(client, conv, ConvSeq(u64::MAX), 1_000, u32::MAX)?.0)
 }
 
 pub(super) fn open_fan_outs(client: &mut Messenger) -> Result<Vec<(ConvId, ConvSeq)>, String> {
@@ -403,7 +411,7 @@ fn history_reads_backwards(backend: &Arc<dyn Backend<Messages>>) -> Outcome {
     for (limit, max_bytes) in [(10, u32::MAX), (10, 450), (1, u32::MAX), (25, u32::MAX)] {
         let (mut seen, mut before) = (Vec::new(), ConvSeq(u64::MAX));
         loop {
-            let (entries, more) = history(&mut client, conv, before, limit, max_bytes)?;
+            let (entries, more) = page_back(&mut client, conv, before, limit, max_bytes)?;
             before = entries.last().map_or(before, |entry| entry.conv_seq);
             ensure!(
                 !more || !entries.is_empty(),
@@ -420,7 +428,7 @@ fn history_reads_backwards(backend: &Arc<dyn Backend<Messages>>) -> Outcome {
             "newest first, without gap or repetition"
         );
     }
-    let (entries, more) = history(&mut client, conv, ConvSeq(0), 10, u32::MAX)?;
+    let (entries, more) = page_back(&mut client, conv, ConvSeq(0), 10, u32::MAX)?;
     ensure!(
         entries.is_empty() && !more,
         "nothing comes before the first"
@@ -429,7 +437,7 @@ fn history_reads_backwards(backend: &Arc<dyn Backend<Messages>>) -> Outcome {
 }
 
 /// Around midnight at the turn of years and months, UTC: 2020-02-29, 2019-12-31, 1999-12-31.
-const TURNS_US: [u64; 3] = [
+pub(super) const TURNS_US: [u64; 3] = [
     1_583_020_800_000_000,
     1_577_836_800_000_000,
     946_684_800_000_000,
@@ -465,7 +473,7 @@ fn partitions_are_invisible(backend: &Arc<dyn Backend<Messages>>) -> Outcome {
         "a history crosses partitions"
     );
     let before = ConvSeq(TURNS_US[0]);
-    let (entries, _) = history(&mut client, conv, before, 100, u32::MAX)?;
+    let (entries, _) = page_back(&mut client, conv, before, 100, u32::MAX)?;
     let older = times.iter().filter(|at| **at < before.0).count();
     ensure_eq!(
         entries.len(),

@@ -9,6 +9,7 @@
 //! so a store that other tests share will do.
 
 mod client;
+mod history;
 mod ids;
 mod limits;
 mod messages;

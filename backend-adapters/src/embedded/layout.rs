@@ -192,6 +192,17 @@ pub(super) fn put_entry(out: &mut Vec<u8>, entry: &Entry) {
     out.extend_from_slice(&entry.body);
 }
 
+/// The value of an entry without its body; `None` if it cannot be read or belongs to another
+/// conversation.
+pub(super) fn redacted(value: &[u8], conv: ConvId) -> Option<Vec<u8>> {
+    let entry = EntryView::parse(value).filter(|entry| entry.conv == conv)?;
+    let (head, _) = value.split_at_checked(value.len() - entry.body.len())?;
+    let (head, _length) = head.split_at_checked(ENTRY_HEAD - 4)?;
+    let mut redacted = head.to_vec();
+    redacted.extend(0_u32.to_be_bytes());
+    Some(redacted)
+}
+
 /// An entry whose body is still in the store's own bytes.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) struct EntryView<'a> {

@@ -18,6 +18,7 @@ mod floor;
 mod journal;
 mod layout;
 mod month;
+pub mod personal;
 mod read;
 mod recent;
 mod records;
@@ -201,5 +202,7 @@ impl Embedded {
 
 #[cfg(test)]
 mod damage_tests;
+#[cfg(test)]
+mod personal_tests;
 #[cfg(test)]
 mod tests;

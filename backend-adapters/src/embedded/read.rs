@@ -6,7 +6,8 @@ use super::failure::{Failure, read_failure};
 use super::layout::{self, EntryView};
 use super::month::Month;
 use crate::messages::{
-    Cmd, Entry, Item, Messages, PAGE_ITEMS_MAX, PageBound, Reply, SEQ_MAX, Wanted, Watermark,
+    Cmd, Entry, InboxRef, Item, Messages, PAGE_ITEMS_MAX, PageBound, Reply, SEQ_MAX, Wanted,
+    Watermark,
 };
 use crate::{Error, Reader};
 use fjall::{Readable, Snapshot};
@@ -58,10 +59,35 @@ impl View<'_> {
             } => self.replay(*user, *after, PageBound::new(*limit, *max_bytes)),
             Cmd::History {
                 conv,
+                after,
                 before,
+                forward,
                 limit,
                 max_bytes,
-            } => self.history(*conv, *before, PageBound::new(*limit, *max_bytes)),
+            } => {
+                let page = PageBound::new(*limit, *max_bytes);
+                self.history(*conv, (*after, *before), *forward, page)
+            }
+            Cmd::References {
+                user,
+                before,
+                limit,
+            } => self.references(*user, *before, *limit),
+            Cmd::Count {
+                conv,
+                after,
+                before,
+                not_by,
+                op,
+                kind,
+                limit,
+            } => {
+                let counts = |entry: &EntryView<'_>| {
+                    let is_meant = (entry.meta.op, entry.meta.kind) == (*op, *kind);
+                    is_meant && entry.sender != *not_by && !entry.body.is_empty()
+                };
+                self.count(*conv, (*after, *before), *limit, counts)
+            }
             Cmd::Find {
                 conv,
                 since,
@@ -75,6 +101,7 @@ impl View<'_> {
             Cmd::Append { .. }
             | Cmd::AddRefs { .. }
             | Cmd::EndFanOut { .. }
+            | Cmd::Redact { .. }
             | Cmd::SetCursors { .. }
             | Cmd::SetWatermarks { .. }
             | Cmd::Expire { .. } => Err(Error::invalid("a write among reads").into()),
@@ -133,37 +160,113 @@ impl View<'_> {
         entry.filter(|entry| entry.conv == conv)
     }
 
-    /// From the month of `before` back to the first.
+    /// From the month of `before` back to that of `after`, or the other way round.
     fn history(
         &self,
         conv: ConvId,
-        before: ConvSeq,
+        between: (ConvSeq, ConvSeq),
+        forward: bool,
         mut page: PageBound,
     ) -> Result<Reply, Failure> {
         let mut entries: Vec<Entry> = Vec::new();
-        let h12 = self.engine.hash.h12(conv);
-        let from = Bound::Included(layout::conv_key(&h12, 0));
-        let to = Bound::Excluded(layout::conv_key(&h12, before.0));
-        if before.0 == 0 {
-            let more = false;
-            return Ok(Reply::Entries { entries, more });
+        let mut more = false;
+        self.walk(conv, between, forward, |at, entry| {
+            more = !page.admit(entry.body.len());
+            if !more {
+                entries.push(entry.to_entry(at));
+            }
+            !more
+        })?;
+        Ok(Reply::Entries { entries, more })
+    }
+
+    fn count(
+        &self,
+        conv: ConvId,
+        between: (ConvSeq, ConvSeq),
+        limit: u32,
+        counts: impl Fn(&EntryView<'_>) -> bool,
+    ) -> Result<Reply, Failure> {
+        let (mut counted, mut looked_at) = (0, 0);
+        self.walk(conv, between, false, |_, entry| {
+            counted += u32::from(counts(&entry));
+            looked_at += 1;
+            counted < limit && looked_at < PAGE_ITEMS_MAX
+        })?;
+        Ok(Reply::Count(counted))
+    }
+
+    /// Entries between two numbers, both exclusive, for as long as `visit` says so.
+    fn walk(
+        &self,
+        conv: ConvId,
+        (after, before): (ConvSeq, ConvSeq),
+        forward: bool,
+        mut visit: impl FnMut(ConvSeq, EntryView<'_>) -> bool,
+    ) -> Result<(), Failure> {
+        let first = after.0.saturating_add(1);
+        // A range that ends before it begins makes the engine panic.
+        if first >= before.0 {
+            return Ok(());
         }
-        for month in self.months.entries.range(..=Month::of(before.0)).rev() {
-            for row in self.snapshot.range(month.1, (from, to)).rev() {
+        let h12 = self.engine.hash.h12(conv);
+        let from = Bound::Included(layout::conv_key(&h12, first));
+        let to = Bound::Excluded(layout::conv_key(&h12, before.0));
+        let entries = &self.months.entries;
+        let mut months = entries.range(Month::of(first)..=Month::of(before.0));
+        while let Some((_, month)) = if forward {
+            months.next()
+        } else {
+            months.next_back()
+        } {
+            let mut rows = self.snapshot.range(month, (from, to));
+            while let Some(row) = if forward {
+                rows.next()
+            } else {
+                rows.next_back()
+            } {
                 let (key, value) = row.into_inner()?;
                 let entry = self.parse_entry(&value, conv);
                 let Some((at, entry)) = layout::conv_key_number(&key).zip(entry) else {
                     continue;
                 };
-                if !page.admit(entry.body.len()) {
-                    let more = true;
-                    return Ok(Reply::Entries { entries, more });
+                if !visit(ConvSeq(at), entry) {
+                    return Ok(());
                 }
-                entries.push(entry.to_entry(ConvSeq(at)));
             }
         }
-        let more = false;
-        Ok(Reply::Entries { entries, more })
+        Ok(())
+    }
+
+    /// From the month of `before` back to the first.
+    fn references(&self, user: UserId, before: Seq, limit: u32) -> Result<Reply, Failure> {
+        let limit = limit.min(PAGE_ITEMS_MAX) as usize;
+        let mut refs = Vec::new();
+        let from = Bound::Included(layout::inbox_key(user, Seq(0)));
+        let to = Bound::Excluded(layout::inbox_key(user, before));
+        if before.0 == 0 {
+            return Ok(Reply::References { refs, more: false });
+        }
+        for inbox in self.months.inboxes.range(..=Month::of(before.0)).rev() {
+            for row in self.snapshot.range(inbox.1, (from, to)).rev() {
+                let (key, value) = row.into_inner()?;
+                let place = layout::inbox_key_seq(&key).zip(layout::parse_inbox(&value));
+                let Some((seq, (conv, conv_seq))) = place else {
+                    self.engine.count_damage("inbox");
+                    continue;
+                };
+                if refs.len() == limit {
+                    return Ok(Reply::References { refs, more: true });
+                }
+                refs.push(InboxRef {
+                    user,
+                    seq,
+                    conv,
+                    conv_seq,
+                });
+            }
+        }
+        Ok(Reply::References { refs, more: false })
     }
 
     fn find(&self, conv: ConvId, since: ConvSeq, mut wanted: Wanted<'_>) -> Result<Reply, Failure> {

@@ -271,7 +271,9 @@ fn a_damaged_row_is_passed_over_and_counted() {
     assert_eq!(store.damaged(), 2);
     let history = Cmd::History {
         conv: CONV,
+        after: ConvSeq(0),
         before: ConvSeq(u64::MAX),
+        forward: false,
         limit: 10,
         max_bytes: u32::MAX,
     };
@@ -325,7 +327,9 @@ fn rows_of_a_colliding_conversation_are_not_shown() {
         .expect("writes");
     let history = Cmd::History {
         conv: CONV,
+        after: ConvSeq(0),
         before: ConvSeq(u64::MAX),
+        forward: false,
         limit: 10,
         max_bytes: u32::MAX,
     };

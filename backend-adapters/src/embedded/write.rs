@@ -1,7 +1,7 @@
 //! The commit thread's side of the message family.
 //!
 //! A commit is one atomic batch of the engine with one `fdatasync`. Appends are blind: nothing is
-//! read before an entry or a reference is written. Cursors and watermarks merge by maximum with
+//! read before an entry or a reference is written; only who withdraws one reads it first. Cursors and watermarks merge by maximum with
 //! what is stored; as this thread alone writes them, it remembers those of late and reads only the
 //! others. What the commit that is being put together has merged is kept beside the batch until
 //! its end.
@@ -113,12 +113,15 @@ impl MessageWriter {
                 let key = layout::conv_key(&self.engine.hash.h12(*conv), conv_seq.0);
                 commit.batch.remove(&self.engine.fan_out, key);
             }
+            Cmd::Redact { conv, conv_seq } => self.stage_redact(*conv, conv_seq.0, commit)?,
             Cmd::SetCursors { cursors } => stage_cursors(cursors, commit),
             Cmd::SetWatermarks { marks } => self.stage_marks(marks, commit),
             Cmd::Expire { before } => commit.expire = commit.expire.max(Some(*before)),
             Cmd::FanOuts { .. }
             | Cmd::Replay { .. }
             | Cmd::History { .. }
+            | Cmd::References { .. }
+            | Cmd::Count { .. }
             | Cmd::Find { .. }
             | Cmd::Cursors { .. }
             | Cmd::Watermarks { .. }
@@ -147,6 +150,31 @@ impl MessageWriter {
             commit.batch.insert(&self.engine.fan_out, key, value);
         }
         Self::stage_refs(refs, commit);
+        Ok(())
+    }
+
+    /// The entry as this commit has left it or as it is stored, without its body.
+    fn stage_redact(&self, conv: ConvId, at: u64, commit: &mut Commit) -> Result<(), Failure> {
+        let month = Month::of(at);
+        let Some(partition) = self.months.entries.get(&month) else {
+            return Ok(());
+        };
+        let key = layout::conv_key(&self.engine.hash.h12(conv), at);
+        let staged = commit.entries.iter_mut().rev();
+        let mut staged = staged.filter(|(of, staged_key, _)| (*of, staged_key) == (month, &key));
+        if let Some((_, _, value)) = staged.next() {
+            if let Some(redacted) = layout::redacted(value, conv) {
+                *value = redacted.into();
+            }
+            return Ok(());
+        }
+        let Some(value) = partition.get(key)? else {
+            return Ok(());
+        };
+        match layout::redacted(&value, conv) {
+            Some(redacted) => commit.entries.push((month, key, redacted.into())),
+            None => self.engine.count_damage("entry"),
+        }
         Ok(())
     }
 

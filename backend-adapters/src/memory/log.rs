@@ -56,6 +56,13 @@ impl<K: Ord + Copy, V> Log<K, V> {
         Some(&chunk[at].1)
     }
 
+    pub(super) fn get_mut(&mut self, key: K) -> Option<&mut V> {
+        let chunk = self.chunk_of(key)?;
+        let chunk = &mut self.chunks[chunk];
+        let at = chunk.binary_search_by_key(&key, |(key, _)| *key).ok()?;
+        Some(&mut chunk[at].1)
+    }
+
     /// From `first` on, ascending.
     pub(super) fn from(&self, first: K) -> impl Iterator<Item = &(K, V)> {
         let chunk = self.chunk_of(first).unwrap_or(0);

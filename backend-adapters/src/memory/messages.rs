@@ -49,6 +49,24 @@ pub(super) struct State {
     ceiling: Ceiling,
 }
 
+/// A page of what lies between.
+fn history<'a>(
+    conv: ConvId,
+    between: impl Iterator<Item = &'a (ConvSeq, Stored)>,
+    mut page: PageBound,
+) -> Reply {
+    let mut entries = Vec::new();
+    let mut more = false;
+    for (at, stored) in between {
+        more = !page.admit(stored.body.len());
+        if more {
+            break;
+        }
+        entries.push(stored.entry(conv, *at));
+    }
+    Reply::Entries { entries, more }
+}
+
 impl State {
     pub(super) fn write(&mut self, cmd: Cmd) -> Result<Reply, Error> {
         cmd.check(VALUE_BYTES_MAX)?;
@@ -83,6 +101,12 @@ impl State {
             Cmd::EndFanOut { conv, conv_seq } => {
                 self.fan_outs.remove(&(conv, conv_seq));
             }
+            Cmd::Redact { conv, conv_seq } => {
+                let entries = self.entries.get_mut(&conv);
+                if let Some(stored) = entries.and_then(|conv| conv.get_mut(conv_seq)) {
+                    stored.body = Bytes::new();
+                }
+            }
             Cmd::SetCursors { cursors } => {
                 for (user, device, seq) in cursors {
                     let devices = self.cursors.entry(user).or_default();
@@ -104,6 +128,8 @@ impl State {
             Cmd::FanOuts { .. }
             | Cmd::Replay { .. }
             | Cmd::History { .. }
+            | Cmd::References { .. }
+            | Cmd::Count { .. }
             | Cmd::Find { .. }
             | Cmd::Cursors { .. }
             | Cmd::Watermarks { .. }
@@ -129,10 +155,47 @@ impl State {
             } => Ok(self.replay(*user, *after, PageBound::new(*limit, *max_bytes))),
             Cmd::History {
                 conv,
+                after,
                 before,
+                forward,
                 limit,
                 max_bytes,
-            } => Ok(self.history(*conv, *before, PageBound::new(*limit, *max_bytes))),
+            } => {
+                let page = PageBound::new(*limit, *max_bytes);
+                Ok(if *forward {
+                    let log = self.entries.get(conv).into_iter();
+                    let newer = log.flat_map(|log| log.from(*after));
+                    let newer = newer.skip_while(|(at, _)| at <= after);
+                    let between = newer.take_while(|(at, _)| at < before);
+                    history(*conv, between, page)
+                } else {
+                    history(*conv, self.between(*conv, *after, *before), page)
+                })
+            }
+            Cmd::References {
+                user,
+                before,
+                limit,
+            } => Ok(self.references(*user, *before, *limit)),
+            Cmd::Count {
+                conv,
+                after,
+                before,
+                not_by,
+                op,
+                kind,
+                limit,
+            } => {
+                let counts = |stored: &Stored| {
+                    let is_meant = (stored.meta.op, stored.meta.kind) == (*op, *kind);
+                    is_meant && stored.sender != *not_by && !stored.body.is_empty()
+                };
+                let between = self.between(*conv, *after, *before);
+                let looked_at = between.take(PAGE_ITEMS_MAX as usize);
+                let counted = looked_at.filter(|(_, stored)| counts(stored));
+                let counted = counted.take(*limit as usize).count();
+                Ok(Reply::Count(u32::try_from(counted).unwrap_or(u32::MAX)))
+            }
             Cmd::Find {
                 conv,
                 since,
@@ -154,6 +217,7 @@ impl State {
             Cmd::Append { .. }
             | Cmd::AddRefs { .. }
             | Cmd::EndFanOut { .. }
+            | Cmd::Redact { .. }
             | Cmd::SetCursors { .. }
             | Cmd::SetWatermarks { .. }
             | Cmd::Expire { .. } => Err(Error::invalid("a write among reads")),
@@ -198,22 +262,32 @@ impl State {
         Reply::Page { items, more: false }
     }
 
-    fn history(&self, conv: ConvId, before: ConvSeq, mut page: PageBound) -> Reply {
-        let mut entries = Vec::new();
+    /// Newest first; both bounds are exclusive.
+    fn between(
+        &self,
+        conv: ConvId,
+        after: ConvSeq,
+        before: ConvSeq,
+    ) -> impl Iterator<Item = &(ConvSeq, Stored)> {
         let log = self.entries.get(&conv).into_iter();
-        for (conv_seq, stored) in log.flat_map(|log| log.before(before)) {
-            if !page.admit(stored.body.len()) {
-                return Reply::Entries {
-                    entries,
-                    more: true,
-                };
-            }
-            entries.push(stored.entry(conv, *conv_seq));
-        }
-        Reply::Entries {
-            entries,
-            more: false,
-        }
+        let older = log.flat_map(move |log| log.before(before));
+        older.take_while(move |(at, _)| *at > after)
+    }
+
+    fn references(&self, user: UserId, before: Seq, limit: u32) -> Reply {
+        let inbox = self.inboxes.get(&user).into_iter();
+        let mut older = inbox.flat_map(|inbox| inbox.before(before));
+        let limit = limit.min(PAGE_ITEMS_MAX) as usize;
+        let refs = older.by_ref().take(limit);
+        let refs = refs.map(|&(seq, (conv, conv_seq))| InboxRef {
+            user,
+            seq,
+            conv,
+            conv_seq,
+        });
+        let refs = refs.collect();
+        let more = older.next().is_some();
+        Reply::References { refs, more }
     }
 
     fn find(&self, conv: ConvId, since: ConvSeq, mut wanted: Wanted<'_>) -> Reply {

@@ -100,6 +100,9 @@ pub(crate) enum Refusal {
     BadKind,
     BadReceipt,
     BadMsgId,
+    BadPage,
+    NoSuchMessage,
+    NotAuthor,
     ClockAhead,
     MsgIdTooOld,
     TooManyRequests,
@@ -145,6 +148,11 @@ impl Refusal {
                 "clients send READ receipts for direct conversations and groups only"
             }
             Self::BadMsgId => "the msg_id is not a version 7 UUID",
+            Self::BadPage => "a page holds 1 to 100",
+            Self::NoSuchMessage => {
+                "no message of this conversation has this place, author, device and msg_id"
+            }
+            Self::NotAuthor => "only its author, or an admin of the group, may withdraw a message",
             Self::ClockAhead => "the msg_id is dated ahead of the server's clock",
             Self::MsgIdTooOld => "the msg_id is older than seven days",
             Self::TooManyRequests => "too many unanswered requests",
@@ -179,6 +187,9 @@ impl Refusal {
             Self::NoSuchUser | Self::BadKind | Self::BadReceipt | Self::BadMsgId => {
                 ErrorCode::BAD_ARGUMENT
             }
+            Self::BadPage => ErrorCode::BAD_ARGUMENT,
+            Self::NoSuchMessage => ErrorCode::NOT_FOUND,
+            Self::NotAuthor => ErrorCode::FORBIDDEN,
             Self::ClockAhead => ErrorCode::CLOCK_AHEAD,
             Self::MsgIdTooOld => ErrorCode::EXPIRED,
             Self::TooManyRequests | Self::TooFast { .. } | Self::TooManyLogins(_) => {

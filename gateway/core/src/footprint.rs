@@ -9,8 +9,10 @@ use crate::{
     Limits,
     absent::Known,
     conn::{Conn, ConnId},
+    conversations,
     lane::Pending,
     login::Session,
+    lookup,
     outgoing::Outgoing,
     pool, rates,
     shard::{InStore, PAGES_MIN, STUCK_ONE_IN, share},
@@ -50,7 +52,7 @@ const MARK_BYTES: usize = 3 * size_of::<(ConvId, UserId, Marks)>() + size_of::<(
 
 /// The most that each queue of one of so many shards can hold, those of the driver aside.
 #[must_use]
-pub fn of_queues(limits: &Limits, shards: u16) -> [(&'static str, usize); 10] {
+pub fn of_queues(limits: &Limits, shards: u16) -> [(&'static str, usize); 11] {
     let pages = share(limits.pages_max, shards).max(PAGES_MIN);
     // The last entry of a page may be of any size.
     let page_bytes = limits.page_bytes_max as usize
@@ -88,6 +90,10 @@ pub fn of_queues(limits: &Limits, shards: u16) -> [(&'static str, usize); 10] {
                     limits.group_ops_max + limits.fan_outs_max,
                     GROUP_OP_BYTES,
                 )),
+        ),
+        (
+            "lists of conversations",
+            product(lookup::LISTS_MAX, conversations::LIST_BYTES),
         ),
         (
             "queued for clients, and kept for reuse",

@@ -145,7 +145,12 @@ impl Shard {
             } => {
                 let group = self.groups.get(id);
                 let range = group.and_then(|group| group.readable(user));
-                let message = ShardMessage::GroupAccessIs { token, range };
+                let admin = group.is_some_and(|group| group.is_admin(user));
+                let message = ShardMessage::GroupAccessIs {
+                    token,
+                    range: range.ok_or(GroupError::NotMember),
+                    admin,
+                };
                 self.post(origin, message, cx);
             }
             GroupOp::Marks(user, marks) => self.note_group_marks(id, user, marks, cx),
@@ -159,7 +164,11 @@ impl Shard {
             GroupOp::Send(send) => self.answer_group_send(send.origin, send.token, Err(why), cx),
             GroupOp::Ask(ask) => self.give_answer(ask.origin, ask.token, Err(why), cx),
             GroupOp::Access { origin, token, .. } => {
-                let message = ShardMessage::GroupAccessIs { token, range: None };
+                let message = ShardMessage::GroupAccessIs {
+                    token,
+                    range: Err(why),
+                    admin: false,
+                };
                 self.post(origin, message, cx);
             }
             // A later mark makes up for it; an ephemeral message was never promised; and a marker is found

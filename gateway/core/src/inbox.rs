@@ -94,6 +94,10 @@ impl Shard {
             What::Entry(entry) | What::Frame(entry, _) if is_own(entry, conn.user, conn.device) => {
                 conn.sent = seq;
             }
+            // It took longer to become durable than it may live.
+            What::Entry(entry) | What::Frame(entry, _) if is_over(entry, cx.now.wall_us) => {
+                conn.sent = seq;
+            }
             What::Entry(entry) if room => {
                 self.push(id, seq, entry, cx);
                 self.counters.bump(Counter::Delivered);
@@ -444,7 +448,7 @@ fn is_own(entry: &Entry, user: UserId, device: portico_wire::ids::DeviceId) -> b
 }
 
 /// Its lifetime has passed (rule O3).
-fn is_over(entry: &Entry, wall_us: u64) -> bool {
+pub(crate) fn is_over(entry: &Entry, wall_us: u64) -> bool {
     let ttl_us = u64::from(entry.ttl_s) * 1_000_000;
     ttl_us != 0 && entry.conv_seq.0.saturating_add(ttl_us) < wall_us
 }

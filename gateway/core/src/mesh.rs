@@ -1,7 +1,7 @@
 //! What crosses shards: plain values, a closed list.
 
 use crate::{
-    direct::DirectSend, groups::GroupMessage, home::ShardId, outgoing::Draft, receipt::Receipt,
+    direct::DirectSend, groups::{GroupError, GroupMessage}, home::ShardId, outgoing::Draft, receipt::Receipt,
     store::StoreError,
 };
 use portico_wire::ids::{ConvSeq, GroupId, UserId};
@@ -27,17 +27,21 @@ pub enum ShardMessage {
     Group(GroupMessage),
     /// To the group's home: show it to members who are there, store nothing.
     GroupEphemeral(Box<Draft>),
-    /// To the group's home: what may this user read? Answer with `GroupAccessIs`.
+    /// To a group's home: what of its history may this user see? Answered with `GroupAccessIs`.
     GroupAccess {
         group: GroupId,
         user: UserId,
         origin: ShardId,
+        /// Comes back in the answer.
         token: u64,
     },
-    /// From the first place of the group's conversation to the last; `None`: nothing.
+    /// To `origin`: the first and the last entry that a member may see; or why they may see
+    /// nothing.
     GroupAccessIs {
         token: u64,
-        range: Option<(ConvSeq, ConvSeq)>,
+        range: Result<(ConvSeq, ConvSeq), GroupError>,
+        /// May take back what others said.
+        admin: bool,
     },
 }
 

@@ -85,13 +85,13 @@ counters! {
     RefusedTooLarge, "portico_requests_refused_total", "reason=\"too_large\"", "Requests answered with an error.";
     RefusedClock, "portico_requests_refused_total", "reason=\"clock_ahead\"", "Requests answered with an error.";
     RefusedExpired, "portico_requests_refused_total", "reason=\"expired\"", "Requests answered with an error.";
+    RefusedNotMember, "portico_requests_refused_total", "reason=\"not_member\"", "Requests answered with an error.";
+    RefusedNotFound, "portico_requests_refused_total", "reason=\"not_found\"", "Requests answered with an error.";
+    RefusedForbidden, "portico_requests_refused_total", "reason=\"forbidden\"", "Requests answered with an error.";
     RefusedRate, "portico_requests_refused_total", "reason=\"rate_limited\"", "Requests answered with an error.";
     RefusedDenied, "portico_requests_refused_total", "reason=\"denied\"", "Requests answered with an error.";
     RefusedToken, "portico_requests_refused_total", "reason=\"token\"", "Requests answered with an error.";
     RefusedOverload, "portico_requests_refused_total", "reason=\"overloaded\"", "Requests answered with an error.";
-    RefusedNotFound, "portico_requests_refused_total", "reason=\"not_found\"", "Requests answered with an error.";
-    RefusedNotMember, "portico_requests_refused_total", "reason=\"not_member\"", "Requests answered with an error.";
-    RefusedForbidden, "portico_requests_refused_total", "reason=\"forbidden\"", "Requests answered with an error.";
     RefusedFull, "portico_requests_refused_total", "reason=\"group_full\"", "Requests answered with an error.";
     RefusedStale, "portico_requests_refused_total", "reason=\"stale_epoch\"", "Requests answered with an error.";
     RefusedStore, "portico_requests_refused_total", "reason=\"store\"", "Requests answered with an error.";
@@ -103,6 +103,10 @@ counters! {
     LimitedSourceOpens, "portico_rate_limited_total", "limit=\"source_opens\"", "What exceeded a rate, by the rate: frames that were refused, or let through and counted; logins and connections.";
     LimitedSourceGreeting, "portico_rate_limited_total", "limit=\"source_greeting\"", "What exceeded a rate, by the rate: frames that were refused, or let through and counted; logins and connections.";
     LimitedSourceLogins, "portico_rate_limited_total", "limit=\"source_logins\"", "What exceeded a rate, by the rate: frames that were refused, or let through and counted; logins and connections.";
+    HistoryPages, "portico_history_pages_total", "", "Pages of history that went out.";
+    HistoryEntries, "portico_history_entries_total", "", "Entries in them.";
+    ConversationLists, "portico_conversation_lists_total", "", "Pages of lists of conversations that went out.";
+    Withdrawn, "portico_messages_withdrawn_total", "", "Messages whose body a withdrawal took away.";
     StoreErrors, "portico_store_errors_total", "", "Storage requests that failed.";
     ClosedByPeer, "portico_connections_closed_total", "code=\"peer\"", "Connections that ended.";
     ClosedNormal, "portico_connections_closed_total", "code=\"4000\"", "Connections that ended.";

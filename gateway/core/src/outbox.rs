@@ -248,7 +248,10 @@ const fn refused_counter(why: Refusal) -> Counter {
         | Refusal::NoSuchUser
         | Refusal::BadKind
         | Refusal::BadReceipt
+        | Refusal::BadPage
         | Refusal::BadMsgId => Counter::RefusedArgument,
+        Refusal::NoSuchMessage => Counter::RefusedNotFound,
+        Refusal::NotAuthor => Counter::RefusedForbidden,
         Refusal::ClockAhead => Counter::RefusedClock,
         Refusal::MsgIdTooOld => Counter::RefusedExpired,
         Refusal::TooManyRequests | Refusal::TooFast { .. } | Refusal::TooManyLogins(_) => {

@@ -78,6 +78,8 @@ pub(crate) struct Outgoing {
     /// Who gets the answer; `None` once it was given up or the sender is gone.
     pub(crate) conn: Option<ConnId>,
     corr: u32,
+    /// The operation that was asked for: SEND or REVOKE.
+    op: u8,
     pub(crate) name: AttemptKey,
     pub(crate) conv: ConvId,
     pub(crate) body_bytes: u32,
@@ -98,6 +100,16 @@ impl Outgoing {
     const fn gate(&self) -> Gate {
         (self.name.0, self.name.1, self.conv)
     }
+}
+
+/// Who wants a message to go on its way, and how it was asked for.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Ask {
+    pub(crate) conn: ConnId,
+    pub(crate) corr: u32,
+    pub(crate) op: u8,
+    pub(crate) retry: bool,
+    pub(crate) siblings: bool,
 }
 
 /// Repeated messages that one search looks for.
@@ -179,7 +191,7 @@ impl Shard {
         let wall_ms = cx.now.wall_us / 1_000;
         let name = (sender, device, route.msg_id);
         let known = if retry && !ephemeral {
-            self.attempts.get(&name, &self.outgoing)
+            self.open_attempt(&name)
         } else {
             None
         };
@@ -235,13 +247,34 @@ impl Shard {
             return self.done(id, corr, cx);
         }
         self.count_send(id, request);
+        let ask = Ask {
+            conn: id,
+            corr,
+            op: frame.op(),
+            retry,
+            siblings,
+        };
+        self.begin_attempt(ask, draft, cx);
+    }
+
+    /// A message that may go on its way. It counts as a request of its connection already.
+    pub(crate) fn begin_attempt(&mut self, ask: Ask, draft: Draft, cx: &mut Turn<'_>) {
+        let Ask {
+            conn,
+            corr,
+            op,
+            retry,
+            siblings,
+        } = ask;
+        let name = (draft.sender, draft.device, draft.msg_id);
         let body_bytes = draft.body.len() as u32;
         self.outgoing_bytes += body_bytes as usize;
         let token = self.outgoing.insert(Outgoing {
-            conn: Some(id),
+            conn: Some(conn),
             corr,
+            op,
             name,
-            conv,
+            conv: draft.conv,
             body_bytes,
             draft: None,
             sought: false,
@@ -274,13 +307,19 @@ impl Shard {
         }
     }
 
+    /// The attempt under this name whose fate is open, if there is one.
+    pub(crate) fn open_attempt(&self, name: &AttemptKey) -> Option<u64> {
+        self.attempts.get(name, &self.outgoing)
+    }
+
     /// A repeated message whose first attempt is still on its way: the new connection gets the
     /// answer of the old one.
-    fn adopt_attempt(&mut self, id: ConnId, corr: u32, token: u64, cx: &mut Turn<'_>) {
+    pub(crate) fn adopt_attempt(&mut self, id: ConnId, corr: u32, token: u64, cx: &mut Turn<'_>) {
         let Some(attempt) = self.outgoing.get_mut(token) else {
             return;
         };
         let (old, old_corr) = (attempt.conn.replace(id), attempt.corr);
+        let op = attempt.op;
         attempt.corr = corr;
         self.count_send(id, corr != 0);
         let Some(old) = old else {
@@ -290,13 +329,12 @@ impl Shard {
         self.release_request(old, cx);
         // The same connection asked twice: the first question will get no answer of its own.
         if old == id && old_corr != 0 && old_corr != corr {
-            let op = Op::Send as u8;
             self.refuse(old, true, old_corr, op, Refusal::TimedOut, cx);
         }
     }
 
     /// One more of this connection's messages is open.
-    fn count_send(&mut self, id: ConnId, request: bool) {
+    pub(crate) fn count_send(&mut self, id: ConnId, request: bool) {
         let requests_max = self.config.limits.requests_max;
         if let Some(conn) = self.conn_mut(id) {
             conn.requests += 1;
@@ -500,7 +538,7 @@ impl Shard {
             return;
         };
         self.release_request(id, cx);
-        let (corr, op) = (attempt.corr, Op::Send as u8);
+        let (corr, op) = (attempt.corr, attempt.op);
         self.refuse(id, corr != 0, corr, op, why, cx);
     }
 
@@ -516,10 +554,9 @@ impl Shard {
             let Some(attempt) = self.outgoing.get_mut(token) else {
                 continue;
             };
-            let (conn, corr) = (attempt.conn.take(), attempt.corr);
+            let (conn, corr, op) = (attempt.conn.take(), attempt.corr, attempt.op);
             if let Some(id) = conn {
                 self.release_request(id, cx);
-                let op = Op::Send as u8;
                 self.refuse(id, corr != 0, corr, op, Refusal::TimedOut, cx);
             }
         }

@@ -221,6 +221,7 @@ impl Shard {
         if self.frame.capacity() > BUFFER_BYTES_MAX {
             self.frame = Vec::new();
         }
+        self.lookups.give_back();
     }
 
     /// When to look again: while there is something to give back.

@@ -14,6 +14,7 @@ use crate::{
     lane::Lane,
     limits::ShardConfig,
     login::Session,
+    lookup::Lookups,
     mesh::ShardMessage,
     metrics::{Counter, Counters, Gauges},
     ops::Tokens,
@@ -25,7 +26,7 @@ use crate::{
     revoke::Revoked,
     seq::SeqClock,
     stall::STALLED_S,
-    store::{StoreCmd, StoreError, StoreReply, StoreRequest, StoreToken},
+    store::{Entry, StoreCmd, StoreError, StoreReply, StoreRequest, StoreToken},
     timer::Wheel,
     users::Users,
     watermark::Unsaved,
@@ -69,13 +70,23 @@ pub(crate) enum Purpose {
         conv_seq: ConvSeq,
     },
     /// The copy for the sender's other devices.
-    OwnCopy { place: u64, token: u64 },
+    OwnCopy {
+        place: u64,
+        token: u64,
+    },
     /// Were this repeated message, and those sought with it, accepted before?
-    Find { token: u64 },
+    Find {
+        token: u64,
+    },
     /// The cursor of a device that logs in.
-    Cursors { conn: ConnId },
+    Cursors {
+        conn: ConnId,
+    },
     /// A device that the store did not know, written before it is let in.
-    Register { conn: ConnId, siblings: bool },
+    Register {
+        conn: ConnId,
+        siblings: bool,
+    },
     /// A page of an inbox; everything up to `visible` was visible to it, and the connection had
     /// been `sent` what comes before it.
     Page {
@@ -84,9 +95,35 @@ pub(crate) enum Purpose {
         sent: Seq,
     },
     /// One conversation of a RECEIPTS_GET.
-    Marks { query: u64, conv: ConvId },
+    Marks {
+        query: u64,
+        conv: ConvId,
+    },
     /// Something about a group.
     Group(GroupPurpose),
+    /// A page of history.
+    History {
+        lookup: u64,
+    },
+    /// A step along an inbox from its end, and what is asked after a conversation found there.
+    References {
+        lookup: u64,
+    },
+    RowMarks {
+        lookup: u64,
+        row: u8,
+    },
+    RowCount {
+        lookup: u64,
+        row: u8,
+    },
+    /// The message that is to be withdrawn, and its withdrawal.
+    Target {
+        lookup: u64,
+    },
+    Redact {
+        lookup: u64,
+    },
     /// Cursors or watermarks, kept in case they must be written again.
     Save(crate::watermark::Batch),
 }
@@ -165,6 +202,8 @@ pub struct Shard {
     pub(crate) frame: Vec<u8>,
     /// Questions for watermarks whose answers are being read.
     pub(crate) queries: Tokens<Query>,
+    /// Questions about what was said before.
+    pub(crate) lookups: Lookups,
     pub(crate) in_store: Tokens<InStore>,
     store_weight: usize,
     /// Logins that wait for the store. The pages that follow are not in it: those of devices that
@@ -231,6 +270,7 @@ impl Shard {
             listings: Listings::default(),
             frame: Vec::new(),
             queries: Tokens::default(),
+            lookups: Lookups::default(),
             in_store: Tokens::default(),
             store_weight: 0,
             inbox_reads: 0,
@@ -556,6 +596,9 @@ impl Shard {
             Op::GroupCreate => self.on_group_create(id, frame, cx),
             Op::GroupEdit => self.on_group_edit(id, frame, cx),
             Op::GroupGet => self.on_group_get(id, frame, cx),
+            Op::History => self.on_history(id, frame, cx),
+            Op::ConversationsGet => self.on_conversations_get(id, frame, cx),
+            Op::Revoke => self.on_withdraw(id, frame, cx),
             Op::ClientState => {
                 if let Some(conn) = self.conn_mut(id) {
                     conn.state = ClientState::from_u8(frame.aux().min(255) as u8);
@@ -774,8 +817,42 @@ impl Shard {
                     }
                     Ok(_) | Err(_) => self.on_no_page(conn, cx),
                 }
-                self.pull_next(cx);
+                self.next_page(cx);
             }
+            Purpose::History { lookup } => {
+                self.pages -= 1;
+                self.on_history_page(lookup, entries(result), cx);
+                self.next_page(cx);
+            }
+            Purpose::References { lookup } => {
+                let refs = match result {
+                    Ok(StoreReply::References { refs, more }) => Ok((refs, more)),
+                    Ok(_) => Err(StoreError::Invalid),
+                    Err(error) => Err(error),
+                };
+                self.on_references(lookup, refs, cx);
+            }
+            Purpose::RowMarks { lookup, row } => {
+                let marks = match result {
+                    Ok(StoreReply::Marks(marks)) => Ok(marks),
+                    Ok(_) => Err(StoreError::Invalid),
+                    Err(error) => Err(error),
+                };
+                self.on_row_marks(lookup, row, marks, cx);
+            }
+            Purpose::RowCount { lookup, row } => {
+                let count = match result {
+                    Ok(StoreReply::Count(count)) => Ok(count),
+                    Ok(_) => Err(StoreError::Invalid),
+                    Err(error) => Err(error),
+                };
+                self.on_row_count(lookup, row, count, cx);
+            }
+            Purpose::Target { lookup } => {
+                let found = entries(result).map(|(entries, _)| entries);
+                self.on_target(lookup, found, cx);
+            }
+            Purpose::Redact { lookup } => self.on_redacted(lookup, result.map(|_| ()), cx),
             Purpose::Marks { query, conv } => {
                 let marks = match result {
                     Ok(StoreReply::Marks(marks)) => Ok(marks),
@@ -827,9 +904,21 @@ impl Shard {
                 };
                 self.group_op(group, access, cx);
             }
-            // Nobody here asks yet.
-            ShardMessage::GroupAccessIs { .. } => {}
+            ShardMessage::GroupAccessIs {
+                token,
+                range,
+                admin,
+            } => self.on_group_access_is(token, range, admin, cx),
         }
+    }
+}
+
+/// What a store says of a conversation.
+fn entries(result: Result<StoreReply, StoreError>) -> Result<(Vec<Entry>, bool), StoreError> {
+    match result {
+        Ok(StoreReply::Entries { entries, more }) => Ok((entries, more)),
+        Ok(_) => Err(StoreError::Invalid),
+        Err(error) => Err(error),
     }
 }
 

@@ -136,13 +136,6 @@ pub enum StoreCmd {
         conv: ConvId,
         conv_seq: ConvSeq,
     },
-    /// Entries of a conversation before `before`, newest first, bounded like a replay.
-    History {
-        conv: ConvId,
-        before: ConvSeq,
-        limit: u32,
-        bytes_max: u32,
-    },
     /// References to entries that exist.
     AddRefs {
         refs: Vec<InboxRef>,
@@ -180,6 +173,38 @@ pub enum StoreCmd {
         conv: ConvId,
     },
     Record(RecordCmd),
+    /// Entries of a conversation between two numbers, both exclusive: newest first, or oldest first if
+    /// `forward`. Bounded like a replay.
+    History {
+        conv: ConvId,
+        after: ConvSeq,
+        before: ConvSeq,
+        forward: bool,
+        limit: u32,
+        bytes_max: u32,
+    },
+    /// The end of the inbox before `before`, newest first, without the entries.
+    References {
+        user: UserId,
+        before: Seq,
+        limit: u32,
+    },
+    /// How many entries of this operation and kind between two numbers, both exclusive, have a body
+    /// and come from others than `not_by`; counted up to `limit`.
+    Count {
+        conv: ConvId,
+        after: ConvSeq,
+        before: ConvSeq,
+        not_by: UserId,
+        op: u8,
+        kind: u8,
+        limit: u32,
+    },
+    /// The body of an entry goes; one that is not there is not made.
+    Redact {
+        conv: ConvId,
+        conv_seq: ConvSeq,
+    },
 }
 
 impl StoreCmd {
@@ -190,13 +215,15 @@ impl StoreCmd {
         FIXED
             + match self {
                 Self::Append { entry, .. } | Self::AppendFanOut { entry } => entry.body.len(),
-                Self::EndFanOut { .. } | Self::History { .. } => 0,
+                Self::EndFanOut { .. } => 0,
                 Self::AddRefs { refs } => refs.len() * size_of::<InboxRef>(),
                 Self::SetCursors { cursors } => cursors.len() * 24,
                 Self::SetMarks { marks } => marks.len() * 64,
                 Self::Find { msg_ids, .. } => msg_ids.len() * size_of::<MsgId>(),
                 Self::Replay { .. } | Self::Cursors { .. } => 0,
                 Self::Marks { .. } => 0,
+                Self::History { .. } | Self::References { .. } => 0,
+                Self::Count { .. } | Self::Redact { .. } => 0,
                 Self::Record(cmd) => cmd.weight(),
             }
     }
@@ -218,17 +245,22 @@ pub enum StoreReply {
         items: Vec<Item>,
         more: bool,
     },
-    /// To a history.
-    Entries {
-        entries: Vec<Entry>,
-        more: bool,
-    },
     Cursors(Vec<(DeviceId, Seq)>),
     Marks(Vec<(UserId, Marks)>),
     /// To [`RecordCmd::Get`].
     Record(Option<Record>),
     /// To [`RecordCmd::Scan`].
     Records(Vec<Record>),
+    /// To a history. A page that says `more` holds at least one entry.
+    Entries {
+        entries: Vec<Entry>,
+        more: bool,
+    },
+    References {
+        refs: Vec<InboxRef>,
+        more: bool,
+    },
+    Count(u32),
 }
 
 /// Why a request failed, by what is known about its effect.

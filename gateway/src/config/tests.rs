@@ -245,7 +245,7 @@ fn every_limit_of_the_core_can_be_set() {
         knob.key == "session.handshake_ms"
             || (knob.section() == "limits" && !driver.contains(&knob.key))
     };
-    assert_eq!(KNOBS.iter().filter(of_core).count(), 23);
+    assert_eq!(KNOBS.iter().filter(of_core).count(), 27);
     let rates = KNOBS.iter().filter(|knob| knob.section() == "rates");
     assert_eq!(rates.count(), 5 + 6 * 2, "six have a burst");
 }

@@ -228,9 +228,7 @@ fn ids_of_others_open_nothing() {
 /// Operations that would read conversations, members, keys or people: none is served yet. Whoever
 /// serves one takes it out of here, and says in a test of its own who may ask.
 fn refuses_to_read(liar: &mut Peer) {
-    const READING: [Op; 9] = [
-        Op::History,
-        Op::ConversationsGet,
+    const READING: [Op; 7] = [
         Op::GroupGet,
         Op::KeysFetch,
         Op::DevicesGet,

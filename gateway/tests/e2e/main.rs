@@ -20,6 +20,7 @@ mod durability;
 mod first_steps;
 mod groups;
 mod harness;
+mod history;
 mod hostile;
 mod limits;
 mod ordinary;

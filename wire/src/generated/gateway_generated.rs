@@ -7824,6 +7824,7 @@ impl<'a> HistoryGet<'a> {
   pub const VT_BEFORE: ::flatbuffers::VOffsetT = 8;
   pub const VT_AFTER: ::flatbuffers::VOffsetT = 10;
   pub const VT_LIMIT: ::flatbuffers::VOffsetT = 12;
+  pub const VT_FORWARD: ::flatbuffers::VOffsetT = 14;
 
   #[inline]
   pub unsafe fn init_from_table(table: ::flatbuffers::Table<'a>) -> Self {
@@ -7839,6 +7840,7 @@ impl<'a> HistoryGet<'a> {
     builder.add_before(args.before);
     builder.add_conv(args.conv);
     builder.add_limit(args.limit);
+    builder.add_forward(args.forward);
     builder.add_conv_kind(args.conv_kind);
     builder.finish()
   }
@@ -7879,6 +7881,13 @@ impl<'a> HistoryGet<'a> {
     // which contains a valid value in this slot
     unsafe { self._tab.get::<u16>(HistoryGet::VT_LIMIT, Some(50)).unwrap()}
   }
+  #[inline]
+  pub fn forward(&self) -> bool {
+    // Safety:
+    // Created from valid Table for this object
+    // which contains a valid value in this slot
+    unsafe { self._tab.get::<bool>(HistoryGet::VT_FORWARD, Some(false)).unwrap()}
+  }
 }
 
 impl ::flatbuffers::Verifiable for HistoryGet<'_> {
@@ -7892,6 +7901,7 @@ impl ::flatbuffers::Verifiable for HistoryGet<'_> {
      .visit_field::<u64>("before", Self::VT_BEFORE, false)?
      .visit_field::<u64>("after", Self::VT_AFTER, false)?
      .visit_field::<u16>("limit", Self::VT_LIMIT, false)?
+     .visit_field::<bool>("forward", Self::VT_FORWARD, false)?
      .finish();
     Ok(())
   }
@@ -7902,6 +7912,7 @@ pub struct HistoryGetArgs {
     pub before: u64,
     pub after: u64,
     pub limit: u16,
+    pub forward: bool,
 }
 impl<'a> Default for HistoryGetArgs {
   #[inline]
@@ -7912,6 +7923,7 @@ impl<'a> Default for HistoryGetArgs {
       before: 0,
       after: 0,
       limit: 50,
+      forward: false,
     }
   }
 }
@@ -7942,6 +7954,10 @@ impl<'a: 'b, 'b, A: ::flatbuffers::Allocator + 'a> HistoryGetBuilder<'a, 'b, A> 
     self.fbb_.push_slot::<u16>(HistoryGet::VT_LIMIT, limit, 50);
   }
   #[inline]
+  pub fn add_forward(&mut self, forward: bool) {
+    self.fbb_.push_slot::<bool>(HistoryGet::VT_FORWARD, forward, false);
+  }
+  #[inline]
   pub fn new(_fbb: &'b mut ::flatbuffers::FlatBufferBuilder<'a, A>) -> HistoryGetBuilder<'a, 'b, A> {
     let start = _fbb.start_table();
     HistoryGetBuilder {
@@ -7964,6 +7980,7 @@ impl ::core::fmt::Debug for HistoryGet<'_> {
       ds.field("before", &self.before());
       ds.field("after", &self.after());
       ds.field("limit", &self.limit());
+      ds.field("forward", &self.forward());
       ds.finish()
   }
 }

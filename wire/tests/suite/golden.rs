@@ -10,7 +10,7 @@ use portico_wire::{
     BodyError, Flags, FrameError, Op, fb,
     frame::{ROUTE_END, SEQ_END},
     limits::{FRAME_BYTES_CEILING, KEY_ID_BYTES_MAX, RECEIPTS_GET_MAX, TOKEN_BYTES_MAX},
-    message::{Envelope, Hello, ReceiptsGet},
+    message::{Envelope, Hello, ReceiptsGet, history::Revoke},
     next_frame,
     op::Header,
     verify::{Scope, root},
@@ -99,7 +99,7 @@ fn read_back(sample: &Sample) {
         }
     };
     assert_eq!(frame.body().len(), body_bytes, "{name}");
-    let has_body = sample.op.body_table().is_some();
+    let has_body = sample.op.body_table().is_some() && sample.name != "DELIVER.withdrawn";
     assert_eq!(!frame.body().is_empty(), has_body, "{name}");
     (sample.check)(&frame);
 }
@@ -293,6 +293,9 @@ fn bodies_over_a_limit_or_without_what_they_need_are_refused() {
     // The empty table: no list at all.
     let empty = encoder.body(|b| fb::ReceiptsGet::create(b, &fb::ReceiptsGetArgs::default()));
     assert_eq!(ReceiptsGet::decode(empty), Err(BodyError::Missing));
+
+    let empty = encoder.body(|b| fb::Revoke::create(b, &fb::RevokeArgs::default()));
+    assert_eq!(Revoke::decode(empty), Err(BodyError::Missing));
 
     let no_root = b"\x08\0\0\0\0\0\0\0";
     let no_vtable = b"\x04\0\0\0\xff\xff\xff\x7f";

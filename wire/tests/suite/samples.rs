@@ -1,6 +1,8 @@
 //! A frame of every operation, with the check that reads it back; the frames that must be refused;
 //! and a whole login with one message, as docs/PROTOCOL.md shows it.
 
+mod history;
+
 use crate::tables::{self, OTHER, SEQ, USER};
 use portico_wire::{
     CloseCode, ErrorCode, Flags, Frame, FrameError, Op, RouteHeader, SeqHeader,
@@ -224,6 +226,7 @@ pub(crate) fn all() -> Vec<Sample> {
         body!(e, Turn, REPLY, turn, Turn),
     ];
     samples.extend(minimal());
+    samples.extend(history::samples());
     samples
 }
 

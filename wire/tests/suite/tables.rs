@@ -144,7 +144,7 @@ fn message_ref(first: u8, user: u64, device: u16) -> fb::MessageRef {
 pub(crate) const USER: u64 = 0x1817_1615_1413_1211;
 pub(crate) const OTHER: u64 = 0x2827_2625_2423_2221;
 /// A group, likewise.
-const GROUP: u64 = 0x3837_3635_3433_3231;
+pub(crate) const GROUP: u64 = 0x3837_3635_3433_3231;
 /// A sequence number, likewise, and below 2^53.
 pub(crate) const SEQ: u64 = 0x0006_5544_3322_1100;
 /// Unix seconds whose four bytes differ.
@@ -263,6 +263,7 @@ tables! {
         before: num(SEQ + 9),
         after: num(SEQ),
         limit: num(100),
+        forward: num(true),
     }
     history_end = HistoryEnd / HistoryEndArgs { more: num(true), next: num(SEQ) }
     conversations_get = ConversationsGet / ConversationsGetArgs { before: num(SEQ), limit: num(20) }

@@ -110,6 +110,11 @@ impl Group {
         self.standings = standings.into();
     }
 
+    pub(crate) fn is_admin(&self, user: UserId) -> bool {
+        self.standing(user)
+            .is_some_and(|standing| standing.role() >= Role::ADMIN)
+    }
+
     /// What this user may read: from joining on, up to removal.
     pub(crate) fn readable(&self, user: UserId) -> Option<(ConvSeq, ConvSeq)> {
         if let Some(standing) = self.standing(user) {

@@ -45,7 +45,9 @@ impl Shard {
         }
         let cmd = StoreCmd::History {
             conv: conv_of(id),
+            after: ConvSeq(0),
             before: ConvSeq(conv_seq.0.saturating_add(1)),
+            forward: false,
             limit: 1,
             bytes_max: u32::MAX,
         };

@@ -218,7 +218,17 @@ impl Bare {
                         items: Vec::new(),
                         more: false,
                     },
+                    StoreCmd::History { .. } => StoreReply::Entries {
+                        entries: Vec::new(),
+                        more: false,
+                    },
+                    StoreCmd::References { .. } => StoreReply::References {
+                        refs: Vec::new(),
+                        more: false,
+                    },
+                    StoreCmd::Count { .. } => StoreReply::Count(0),
                     StoreCmd::AddRefs { .. }
+                    | StoreCmd::Redact { .. }
                     | StoreCmd::SetCursors { .. }
                     | StoreCmd::SetMarks { .. }
                     | StoreCmd::Record(RecordCmd::Put { .. } | RecordCmd::Delete { .. }) => {
@@ -226,10 +236,6 @@ impl Bare {
                     }
                     StoreCmd::Record(RecordCmd::Get { .. }) => StoreReply::Record(None),
                     StoreCmd::AppendFanOut { .. } | StoreCmd::EndFanOut { .. } => StoreReply::Done,
-                    StoreCmd::History { .. } => StoreReply::Entries {
-                        entries: Vec::new(),
-                        more: false,
-                    },
                     StoreCmd::Record(RecordCmd::Scan { .. }) => StoreReply::Records(Vec::new()),
                 };
                 let input = Input::Stored {

@@ -3,7 +3,8 @@
 use crate::{
     conn::{Conn, ConnId, NO_CONN, Phase, Replay, Source},
     groups::For,
-    shard::{Purpose, Shard},
+    lookup::{LISTS_MAX, Lookup, Subject},
+    shard::{InStore, Purpose, Shard},
     watermark::Batch,
 };
 use portico_wire::ids::{DeviceId, UserId};
@@ -22,9 +23,15 @@ impl Shard {
         assert!(busy.into_iter().all(|traffic| !traffic.is_at_rest()));
         assert_eq!(self.outbox_bytes, self.output_bytes());
         let reading = self.in_store.values();
-        let pages = reading.filter(|open| matches!(open.op, Purpose::Page { .. }));
+        let is_page =
+            |open: &&InStore| matches!(open.op, Purpose::Page { .. } | Purpose::History { .. });
+        let pages = reading.filter(is_page);
         assert_eq!(self.pages, pages.count());
         assert!(self.pages <= self.pages_max);
+        let is_list = |lookup: &&Lookup| matches!(lookup.subject, Subject::List(_));
+        let lists = self.lookups.open.values().filter(is_list).count();
+        assert_eq!(lists, self.lookups.lists + self.lookups.list_line.len());
+        assert!(self.lookups.lists <= LISTS_MAX);
         let bodies = self.outgoing.values().map(|open| open.body_bytes as usize);
         assert_eq!(self.outgoing_bytes, bodies.sum::<usize>());
         assert!(self.attempts.len() <= self.outgoing.len());
@@ -136,6 +143,9 @@ impl Shard {
         for listing in self.listings.values() {
             owe(listing.conn, 1);
         }
+        for lookup in self.lookups.open.values() {
+            owe(lookup.conn, 1);
+        }
         for query in self.queries.values() {
             owe(query.conn, usize::from(query.weight));
         }
@@ -170,6 +180,10 @@ impl Shard {
             ("fan_out_bytes", self.groups.fan_out_bytes as u64),
             ("group retries", self.groups.retries.len() as u64),
             ("reopening", self.groups.reopening as u64),
+            ("lookups", self.lookups.open.len() as u64),
+            ("lookup_line", self.lookups.line.len() as u64),
+            ("lists", self.lookups.lists as u64),
+            ("list_line", self.lookups.list_line.len() as u64),
             ("send_deadlines", self.send_deadlines.len() as u64),
             ("page_retries", self.page_retries.len() as u64),
             ("attempts", self.attempts.len() as u64),

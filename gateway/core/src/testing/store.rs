@@ -21,7 +21,6 @@ pub enum CmdKind {
     Append,
     AppendFanOut,
     EndFanOut,
-    History,
     AddRefs,
     Find,
     Replay,
@@ -31,14 +30,17 @@ pub enum CmdKind {
     Marks,
     ReadRecords,
     WriteRecord,
+    History,
+    References,
+    Count,
+    Redact,
 }
 
 impl CmdKind {
-    pub const ALL: [Self; 13] = [
+    pub const ALL: [Self; 16] = [
         Self::Append,
         Self::AppendFanOut,
         Self::EndFanOut,
-        Self::History,
         Self::AddRefs,
         Self::Find,
         Self::Replay,
@@ -48,6 +50,10 @@ impl CmdKind {
         Self::Marks,
         Self::ReadRecords,
         Self::WriteRecord,
+        Self::History,
+        Self::References,
+        Self::Count,
+        Self::Redact,
     ];
 
     #[must_use]
@@ -56,7 +62,6 @@ impl CmdKind {
             StoreCmd::Append { .. } => Self::Append,
             StoreCmd::AppendFanOut { .. } => Self::AppendFanOut,
             StoreCmd::EndFanOut { .. } => Self::EndFanOut,
-            StoreCmd::History { .. } => Self::History,
             StoreCmd::AddRefs { .. } => Self::AddRefs,
             StoreCmd::Find { .. } => Self::Find,
             StoreCmd::Replay { .. } => Self::Replay,
@@ -66,6 +71,10 @@ impl CmdKind {
             StoreCmd::Marks { .. } => Self::Marks,
             StoreCmd::Record(cmd) if cmd.is_read() => Self::ReadRecords,
             StoreCmd::Record(_) => Self::WriteRecord,
+            StoreCmd::History { .. } => Self::History,
+            StoreCmd::References { .. } => Self::References,
+            StoreCmd::Count { .. } => Self::Count,
+            StoreCmd::Redact { .. } => Self::Redact,
         }
     }
 
@@ -73,11 +82,13 @@ impl CmdKind {
         matches!(
             self,
             Self::Find
-                | Self::History
                 | Self::Replay
                 | Self::Cursors
                 | Self::Marks
                 | Self::ReadRecords
+                | Self::History
+                | Self::References
+                | Self::Count
         )
     }
 }
@@ -374,6 +385,10 @@ impl ModelStore {
 
     fn apply(&mut self, cmd: StoreCmd) -> Result<StoreReply, StoreError> {
         Ok(match cmd {
+            StoreCmd::History { .. }
+            | StoreCmd::References { .. }
+            | StoreCmd::Count { .. }
+            | StoreCmd::Redact { .. } => self.apply_to_history(cmd),
             StoreCmd::Record(cmd) => return self.apply_to_record(cmd),
             StoreCmd::Append { entry, to } => {
                 let key = (entry.conv, entry.conv_seq);
@@ -396,21 +411,6 @@ impl ModelStore {
             StoreCmd::EndFanOut { conv, conv_seq } => {
                 self.fan_outs.remove(&(conv, conv_seq));
                 StoreReply::Done
-            }
-            StoreCmd::History {
-                conv,
-                before,
-                limit,
-                ..
-            } => {
-                let mut found = self.entries.range((conv, ConvSeq(0))..(conv, before)).rev();
-                let entries: Vec<Entry> = found
-                    .by_ref()
-                    .take(limit as usize)
-                    .map(|(_, entry)| entry.clone())
-                    .collect();
-                let more = found.next().is_some();
-                StoreReply::Entries { entries, more }
             }
             StoreCmd::AddRefs { refs } => {
                 for reference in refs {
@@ -532,6 +532,93 @@ impl ModelStore {
                 let rows = rows.take(limit as usize).map(record).collect();
                 Ok(StoreReply::Records(rows))
             }
+        }
+    }
+
+    /// Newest first; both bounds are exclusive.
+    fn between(
+        &self,
+        conv: ConvId,
+        after: ConvSeq,
+        before: ConvSeq,
+    ) -> impl DoubleEndedIterator<Item = &Entry> {
+        let first = ConvSeq(after.0.saturating_add(1));
+        let range = (conv, first)..(conv, before.max(first));
+        self.entries.range(range).map(|(_, entry)| entry).rev()
+    }
+
+    fn apply_to_history(&mut self, cmd: StoreCmd) -> StoreReply {
+        match cmd {
+            StoreCmd::History {
+                conv,
+                after,
+                before,
+                forward,
+                limit,
+                bytes_max,
+            } => {
+                let mut between = self.between(conv, after, before);
+                let (mut entries, mut bytes) = (Vec::<Entry>::new(), 0);
+                while let Some(entry) = if forward {
+                    between.next_back()
+                } else {
+                    between.next()
+                } {
+                    bytes += entry.body.len();
+                    let full = entries.len() >= limit as usize || bytes > bytes_max as usize;
+                    if full && !entries.is_empty() {
+                        let more = true;
+                        return StoreReply::Entries { entries, more };
+                    }
+                    entries.push(entry.clone());
+                }
+                StoreReply::Entries {
+                    entries,
+                    more: false,
+                }
+            }
+            StoreCmd::References {
+                user,
+                before,
+                limit,
+            } => {
+                let older = self.inbox.range((user, Seq(0))..(user, before)).rev();
+                let refs = older.clone().take(limit as usize);
+                let refs = refs.map(|(&(user, seq), &(conv, conv_seq))| InboxRef {
+                    user,
+                    seq,
+                    conv,
+                    conv_seq,
+                });
+                StoreReply::References {
+                    refs: refs.collect(),
+                    more: older.count() > limit as usize,
+                }
+            }
+            StoreCmd::Count {
+                conv,
+                after,
+                before,
+                not_by,
+                op,
+                kind,
+                limit,
+            } => {
+                let counts = |entry: &&Entry| {
+                    (entry.op, entry.kind) == (op, kind)
+                        && entry.sender != not_by
+                        && !entry.body.is_empty()
+                };
+                let counted = self.between(conv, after, before).filter(counts);
+                StoreReply::Count(counted.take(limit as usize).count() as u32)
+            }
+            StoreCmd::Redact { conv, conv_seq } => {
+                if let Some(entry) = self.entries.get_mut(&(conv, conv_seq)) {
+                    entry.body.clear();
+                }
+                StoreReply::Done
+            }
+            _ => unreachable!("the caller sends these four"),
         }
     }
 

@@ -176,13 +176,15 @@ fn every_operation_has_an_answer() {
             Op::Ack | Op::ClientState => assert_eq!(got, []),
             Op::Ping => assert_eq!(ops(&got), [Op::Pong]),
             Op::Close => assert!(!world.is_connected(client)),
-            Op::Send | Op::Receipt | Op::GroupCreate => {
+            Op::Send | Op::Receipt | Op::GroupCreate | Op::History => {
                 assert_eq!(error(&got, 5), ErrorCode::BAD_ARGUMENT);
             }
             Op::GroupEdit => assert_eq!(error(&got, 5), ErrorCode::NOT_FOUND),
             // Group 0: all of mine, which is none.
-            Op::GroupGet => assert_eq!(ops(&got), [Op::Done]),
-            Op::ReceiptsGet | Op::Reauth => assert_eq!(error(&got, 5), ErrorCode::MALFORMED),
+            Op::GroupGet | Op::ConversationsGet => assert_eq!(ops(&got), [Op::Done]),
+            Op::ReceiptsGet | Op::Reauth | Op::Revoke => {
+                assert_eq!(error(&got, 5), ErrorCode::MALFORMED);
+            }
             Op::Hello | Op::RegStart | Op::RegConfirm => {
                 assert_eq!(close, Some(CloseCode::PROTOCOL_ERROR));
             }

@@ -5,11 +5,13 @@
 
 mod admission;
 mod bad_input;
+mod conversations;
 mod determinism;
 mod direct;
 mod drain;
 mod groups;
 mod heartbeat;
+mod history;
 mod lane;
 mod login;
 mod overload;
@@ -24,3 +26,4 @@ mod slow_reader;
 mod support;
 mod takeover;
 mod tokens;
+mod withdraw;

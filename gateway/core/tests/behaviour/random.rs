@@ -18,9 +18,11 @@ use portico_core::{
 use portico_wire::{
     CloseCode, ErrorCode, Op,
     code::ErrorReaction,
-    frame::Flags,
+    encode::Encoder,
+    frame::{ConvKind, Flags},
     ids::{ConvId, ConvSeq, DeviceId, MsgId, Seq, UserId},
     limits::ENVELOPE_BYTES_MAX,
+    message::history::{ConversationsGet, HistoryGet},
 };
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -84,6 +86,8 @@ struct Device {
     /// READ requests: corr to (peer, up_to).
     reads: BTreeMap<u32, (u64, ConvSeq)>,
     read_done: BTreeMap<u64, ConvSeq>,
+    /// Questions about what was said, by corr: with whom, or anybody.
+    looks: BTreeMap<u32, Option<u64>>,
 }
 
 type Key = (UserId, DeviceId, MsgId);
@@ -117,6 +121,7 @@ impl Device {
         self.client = Some(client);
         self.welcome = false;
         self.reads.clear();
+        self.looks.clear();
         for letter in &mut self.letters {
             // Its answer went with the old connection.
             letter.unsure |= letter.open;
@@ -130,6 +135,10 @@ impl Device {
             return;
         };
         for got in world.take(client) {
+            if self.looks.contains_key(&got.corr()) {
+                self.on_look(&got);
+                continue;
+            }
             match got.op() {
                 Op::Welcome => self.welcome = true,
                 Op::Deliver => self.store(got),
@@ -187,6 +196,52 @@ impl Device {
         self.stored.cursor = self.stored.cursor.max(route.seq);
         if self.stored.known.insert(key(&got)) {
             self.stored.messages.push(got);
+        }
+    }
+
+    /// Asks for what was said with `peer`, backwards or forwards, or for the conversations.
+    fn look(&mut self, world: &mut World, peer: u64) {
+        let Some(client) = self.client.filter(|_| self.welcome) else {
+            return;
+        };
+        let (corr, mut bytes, mut encoder) = (world.corr(client), Vec::new(), Encoder::new());
+        let about = if corr.is_multiple_of(3) {
+            encoder.conversations_get(&mut bytes, corr, &ConversationsGet::default());
+            None
+        } else {
+            let get = HistoryGet {
+                conv_kind: ConvKind::DIRECT,
+                conv: peer,
+                forward: corr % 3 == 1,
+                limit: 3,
+                ..HistoryGet::default()
+            };
+            encoder.history_get(&mut bytes, corr, &get);
+            Some(peer)
+        };
+        world.write(client, &bytes);
+        self.looks.insert(corr, about);
+    }
+
+    /// An answer to that: of the conversation that was asked for, and an end.
+    fn on_look(&mut self, got: &Got) {
+        let about = self.looks[&got.corr()];
+        match got.op() {
+            Op::Deliver => {
+                let route = got.route();
+                assert_eq!((route.seq, Some(route.conv)), (Seq(0), about));
+                let between = [Some(self.user), about];
+                assert!(between.contains(&Some(route.user.0)), "{got:?}");
+            }
+            Op::Conversation => assert_eq!(about, None),
+            Op::HistoryEnd | Op::Done | Op::Error => {
+                let ends_list = got.op() == Op::Done;
+                assert!(got.error().is_some() || ends_list == about.is_none());
+                let mend = got.error().map(|code| code.reaction());
+                assert_ne!(mend, Some(ErrorReaction::Mend), "{got:?}");
+                self.looks.remove(&got.corr());
+            }
+            other => panic!("{other:?} was not asked for"),
         }
     }
 
@@ -352,6 +407,7 @@ impl Life {
                     letters: Vec::new(),
                     reads: BTreeMap::new(),
                     read_done: BTreeMap::new(),
+                    looks: BTreeMap::new(),
                 });
             }
         }
@@ -393,7 +449,10 @@ impl Life {
             }
             5 => device.push(world, usize::MAX),
             6 | 7 => device.ack(world, receive_max),
-            8 => device.read(world),
+            8 => {
+                device.read(world);
+                device.look(world, to);
+            }
             9 => {
                 if let Some(client) = device.client {
                     let reading = random.one_in(2);

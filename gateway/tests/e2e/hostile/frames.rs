@@ -65,7 +65,7 @@ fn a_frame_at_the_limit_is_read() {
     let mut peer = gateway.login(1, 1);
     let body = vec![0xee; peer.welcome.max_frame as usize - 16];
     let mut out = Vec::new();
-    put_body(&mut out, Op::History as u8, Flags::NONE, 7, 0, &body);
+    put_body(&mut out, Op::KeysFetch as u8, Flags::NONE, 7, 0, &body);
     peer.write(&out);
     assert_eq!(peer.refused(7).code, ErrorCode::UNSUPPORTED);
     peer.ping();
