@@ -9,8 +9,8 @@ use portico_wire::{
     Flags, Op, RouteHeader,
     encode::{self, Encoder},
     frame::ConvKind,
-    ids::MsgId,
-    message::Envelope,
+    ids::{MsgId, UserId},
+    message::{Envelope, group::GroupCreate},
 };
 use std::time::{Duration, Instant};
 
@@ -177,6 +177,63 @@ fn fan_out(c: &mut Criterion) {
     group.finish();
 }
 
+/// One member of a group writes, the others acknowledge every 32nd message; per delivery.
+fn groups(c: &mut Criterion) {
+    let mut bench = c.benchmark_group("shard");
+    for members in [256_u64, 1_024] {
+        let mut bare = shard_with(members);
+        let create = GroupCreate {
+            members: (2..=members).map(UserId).collect(),
+            max_members: 1_024,
+            ..GroupCreate::default()
+        };
+        let route = RouteHeader {
+            msg_id: MsgId::new_v7(bare.now.wall_us / 1_000, 1),
+            ..RouteHeader::default()
+        };
+        let group = Bare::group_id(1, &route);
+        let mut frame = Vec::new();
+        Encoder::new().group_create(&mut frame, Flags::NONE, 5, &route, &create);
+        bare.receive(1, &frame);
+        bare.settle();
+        let envelope = Envelope {
+            body: &[0x5a; 128],
+            ..Envelope::default()
+        };
+        let body = Encoder::new().envelope(&envelope).to_vec();
+        let route = RouteHeader {
+            conv: group,
+            conv_kind: ConvKind::GROUP,
+            ..route
+        };
+        frame.clear();
+        encode::put_routed(&mut frame, Op::Send as u8, Flags::NONE, 7, 0, &route, &body);
+        let (mut acks, mut sent) = (Vec::new(), 0);
+        bench.throughput(Throughput::Elements(members - 1));
+        bench.bench_function(format!("one message to a group of {members}"), |b| {
+            b.iter(|| {
+                bare.pass_us(10 * members);
+                bare.receive(1, &frame);
+                bare.settle();
+                sent += 1;
+                if sent % 32 == 0 {
+                    for user in 2..=members {
+                        acks.clear();
+                        encode::put_ack(&mut acks, bare.newest(user), 256);
+                        bare.receive(user, &acks);
+                    }
+                    bare.settle();
+                    bare.tick();
+                    bare.settle();
+                }
+            });
+        });
+        assert_eq!(bare.count(Counter::Accepted), sent);
+        assert_eq!(bare.count(Counter::Delivered), (sent + 1) * (members - 1));
+    }
+    bench.finish();
+}
+
 fn acks(c: &mut Criterion) {
     let mut group = c.benchmark_group("shard");
     let mut bare = shard_with(1 + ACKING);
@@ -255,5 +312,5 @@ fn idle(c: &mut Criterion) {
     group.finish();
 }
 
-criterion_group!(benches, messages, fan_out, acks, idle);
+criterion_group!(benches, messages, fan_out, groups, acks, idle);
 criterion_main!(benches);

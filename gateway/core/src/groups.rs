@@ -37,6 +37,8 @@ mod record;
 mod reopen;
 mod roll;
 
+#[cfg(feature = "testing")]
+pub(crate) use ask::group_id;
 pub(crate) use ask::{Asked, For};
 pub use ask::{GroupAnswer, GroupAsk, GroupWish};
 pub(crate) use cache::Groups;

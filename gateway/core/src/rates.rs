@@ -242,7 +242,11 @@ impl Limiter {
         now_us: u64,
     ) -> Result<(), (Limit, u32)> {
         let now_us = now_us as u32;
-        let is_message = frame.op() == Op::Send as u8;
+        // An edit of a group goes to all its members, as a message does.
+        let is_message = matches!(
+            frame.known_op(),
+            Some(Op::Send | Op::GroupCreate | Op::GroupEdit)
+        );
         let bytes = frame.bytes().len() as u32;
         let frames_us = self.frames.cost_us(1) + conn.frames.owed_us(&self.frames, now_us);
         let bytes_us = self.bytes.cost_us(bytes) + conn.bytes.owed_us(&self.bytes, now_us);

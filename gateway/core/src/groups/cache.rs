@@ -274,7 +274,8 @@ impl Groups {
             if slot.queued != at {
                 continue;
             }
-            if slot.used == at && slot.work.is_none() {
+            let asked = slot.marks.as_ref().is_some_and(|marks| marks.is_asked());
+            if slot.used == at && slot.work.is_none() && !asked {
                 self.remove(id);
                 self.evicted += 1;
             } else {

@@ -85,6 +85,11 @@ impl GroupMarks {
         size_of::<Self>() + size_of_val(&*self.marks)
     }
 
+    /// Somebody waits for them to be read.
+    pub(crate) fn is_asked(&self) -> bool {
+        !self.asks.is_empty()
+    }
+
     /// The members have changed: each keeps its own.
     pub(crate) fn follow(&mut self, before: Option<&Group>, after: &Group) {
         let mut marks = vec![Marks::default(); after.roll.users().len()];
@@ -429,6 +434,7 @@ impl Shard {
             if marks.read == Read::No {
                 marks.read = Read::Asked;
                 self.read_group_marks(id, cx);
+                self.groups.weigh(id);
             }
             return;
         }

@@ -79,7 +79,11 @@ impl Shard {
         match entry.filter(|entry| entry.conv_seq == conv_seq) {
             Some(entry) => self.resume_entry(id, entry, cx),
             None => {
-                // The entry has been dropped with its month; the marker costs nothing and goes the same way.
+                // The entry has been dropped with its month: the marker has outlived it. If it cannot be
+                // taken away now, the next start finds it again.
+                let (conv, purpose) = (conv_of(id), GroupPurpose::End(u64::MAX));
+                let cmd = StoreCmd::EndFanOut { conv, conv_seq };
+                self.submit(Purpose::Group(purpose), cmd, cx);
                 self.groups.reopening = self.groups.reopening.saturating_sub(1);
                 self.run_waiting(id, cx);
             }

@@ -14,6 +14,7 @@ use crate::{
     user_home,
 };
 use portico_wire::{
+    RouteHeader,
     encode::Encoder,
     ids::{DeviceId, Seq, UserId},
     message::Hello,
@@ -150,6 +151,12 @@ impl Bare {
         assert_eq!(used, bytes.len(), "the shard takes everything");
     }
 
+    /// The id of the group that a user makes with such a header.
+    #[must_use]
+    pub fn group_id(user: u64, route: &RouteHeader) -> u64 {
+        crate::groups::group_id(UserId(user), DeviceId(1), route.msg_id).0
+    }
+
     /// The newest number in a user's inbox: what an ACK of everything says.
     #[must_use]
     pub fn newest(&self, user: u64) -> Seq {
@@ -227,8 +234,13 @@ impl Bare {
                         more: false,
                     },
                     StoreCmd::Count { .. } => StoreReply::Count(0),
-                    StoreCmd::AddRefs { .. }
-                    | StoreCmd::Redact { .. }
+                    StoreCmd::AddRefs { refs } => {
+                        for to in &refs {
+                            self.newest[to.user.0 as usize - 1] = to.seq;
+                        }
+                        StoreReply::Done
+                    }
+                    StoreCmd::Redact { .. }
                     | StoreCmd::SetCursors { .. }
                     | StoreCmd::SetMarks { .. }
                     | StoreCmd::Record(RecordCmd::Put { .. } | RecordCmd::Delete { .. }) => {

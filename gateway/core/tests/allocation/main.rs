@@ -12,9 +12,10 @@ use counting::{Counting, counted};
 use portico_core::{Counter, testing::Bare};
 use portico_wire::{
     Flags, Op, RouteHeader,
-    encode::{put_ack, put_routed},
+    encode::{Encoder, put_ack, put_routed},
     frame::{ConvKind, receipt_kind},
     ids::{ConvSeq, MsgId, UserId},
+    message::group::GroupCreate,
 };
 
 #[global_allocator]
@@ -42,6 +43,11 @@ const READ_MAX: [u64; STAGES.len()] = [1, 0, 2, 0, 6, 3];
 const TWO_SHARDS_MAX: [u64; STAGES.len()] = [502, 0, 1, 0, 10, 5];
 /// The letter, which an ephemeral message has on one shard too.
 const EPHEMERAL_MAX: [u64; STAGES.len()] = [1_001, 0, 0, 0, 0, 0];
+
+/// Per message to a group of [`USERS`]: of the order of ten for all its deliveries together.
+const GROUP_MAX: [u64; STAGES.len()] = [4_000, 6_000, 3_000, 0, 3_000, 2_000];
+/// A message to a group counts as so many.
+const GROUP_SHARE: u64 = 16;
 
 /// Stages of a message's life, in order.
 #[derive(Clone, Copy)]
@@ -137,6 +143,23 @@ impl Life {
         let (bare, frame) = (&mut self.bare, &self.frame);
         self.tally.run(stage, || bare.receive(user, frame));
         self.frame.clear();
+    }
+
+    /// All users in one group, which the first has made.
+    fn make_group(&mut self) -> u64 {
+        let create = GroupCreate {
+            members: (2..=USERS).map(UserId).collect(),
+            ..GroupCreate::default()
+        };
+        let route = RouteHeader {
+            msg_id: MsgId::new_v7(self.bare.now.wall_us / 1_000, 1),
+            ..RouteHeader::default()
+        };
+        let group = Bare::group_id(1, &route);
+        Encoder::new().group_create(&mut self.frame, Flags::NONE, 5, &route, &create);
+        self.receive(Stage::Send, 1);
+        self.settle();
+        group
     }
 
     /// Everything that follows, each under its own stage but for what a flush brings.
@@ -251,6 +274,53 @@ fn ephemeral_messages() {
     let delivered = life.bare.count(Counter::EphemeralDelivered);
     assert_eq!(delivered, WARM_UP + MESSAGES);
     life.tally.check("ephemeral", MESSAGES, EPHEMERAL_MAX);
+}
+
+/// One group of all users, who acknowledge each message. What is allocated is a few things for each
+/// message and shard, however many members there are.
+#[test]
+fn messages_to_a_group() {
+    for shards in [1, 2] {
+        let mut life = Life::new(shards);
+        let group = life.make_group();
+        life.measure(|life, messages| {
+            for round in 0..messages / GROUP_SHARE {
+                life.sent += 1;
+                let route = RouteHeader {
+                    msg_id: MsgId::new_v7(life.bare.now.wall_us / 1_000, u128::from(life.sent)),
+                    conv: group,
+                    conv_kind: ConvKind::GROUP,
+                    ..RouteHeader::default()
+                };
+                put_routed(
+                    &mut life.frame,
+                    Op::Send as u8,
+                    Flags::NONE,
+                    7,
+                    0,
+                    &route,
+                    &BODY,
+                );
+                let author = round % USERS + 1;
+                life.receive(Stage::Send, author);
+                life.settle();
+                for user in (1..=USERS).filter(|user| *user != author) {
+                    put_ack(&mut life.frame, life.bare.newest(user), 256);
+                    life.receive(Stage::Ack, user);
+                    life.settle();
+                }
+                life.bare.pass_us(MESSAGE_US);
+                life.flush();
+            }
+        });
+        let messages = (WARM_UP + MESSAGES) / GROUP_SHARE;
+        assert_eq!(life.bare.count(Counter::Accepted), messages);
+        // The event that made the group is a delivery too.
+        let delivered = (messages + 1) * (USERS - 1);
+        assert_eq!(life.bare.count(Counter::Delivered), delivered);
+        let name = format!("a group of {USERS}, {shards} shards");
+        life.tally.check(&name, MESSAGES / GROUP_SHARE, GROUP_MAX);
+    }
 }
 
 /// A READ per message on top of its life, without a request for an answer.
