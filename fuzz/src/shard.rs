@@ -8,6 +8,7 @@ use portico_core::{
     store::StoreError,
     testing::{CmdKind, World},
 };
+use portico_wire::message::people::{ContactChange, Privacy, Who};
 
 /// Bytes that one step writes at most.
 const CHUNK_MAX: usize = 512;
@@ -58,7 +59,13 @@ fn step<'a>(world: &mut World, clients: &mut [usize], first: u8, rest: &'a [u8])
             world.write(clients[usize::from(seat)], chunk);
             return rest;
         }
-        4 => world.run(),
+        4 => {
+            // A client says something about people, which bytes alone rarely would.
+            if let Some(op) = how.checked_sub(8) {
+                people(world, clients[op % clients.len()], op / clients.len());
+            }
+            world.run();
+        }
         5 => world.advance(1 << (how % 16)),
         // A client goes and comes back, or stops reading, or reads on.
         6 => {
@@ -75,15 +82,18 @@ fn step<'a>(world: &mut World, clients: &mut [usize], first: u8, rest: &'a [u8])
             }
         }
         _ => {
-            let kind = [
+            let kinds = [
                 CmdKind::Append,
                 CmdKind::Replay,
                 CmdKind::Cursors,
+                CmdKind::ReadRecords,
+                CmdKind::WriteRecord,
                 CmdKind::History,
                 CmdKind::References,
                 CmdKind::Redact,
-            ][how % 6];
-            match how / 6 {
+            ];
+            let kind = kinds[how % kinds.len()];
+            match how / kinds.len() % 5 {
                 0 => world.store.hold(&[kind]),
                 1 => world.store.hold_answers(&[kind]),
                 2 => world.store.fail(&[kind], 1, StoreError::Unavailable),
@@ -93,4 +103,42 @@ fn step<'a>(world: &mut World, clients: &mut [usize], first: u8, rest: &'a [u8])
         }
     }
     rest
+}
+
+fn people(world: &mut World, client: usize, what: usize) {
+    let shy = Privacy {
+        online: Who::CONTACTS,
+        hide_read: true,
+        ..Privacy::default()
+    };
+    match what {
+        0 => {
+            world.watch(client, &[1, 2, 3], &[]);
+        }
+        1 => {
+            world.watch(client, &[2], &[1, 2]);
+        }
+        2 => {
+            let edits = [
+                (1, ContactChange::BLOCK, &b""[..]),
+                (2, ContactChange::BLOCK, b""),
+                (3, ContactChange::SET, b"name"),
+            ];
+            // One of them names oneself: of the others each is tried.
+            for edit in edits {
+                world.edit_contacts(client, &[edit]);
+            }
+        }
+        3 => {
+            world.unblock(client, 1);
+            world.unblock(client, 2);
+        }
+        4 => {
+            world.set_privacy(client, &shy);
+        }
+        _ => {
+            world.set_privacy(client, &Privacy::default());
+            world.signal(client, 2, 1, 0);
+        }
+    }
 }

@@ -9,6 +9,7 @@ use portico_wire::{
     message::{
         Close, Drain, Envelope, ErrorReply, Hello, ReceiptsGet, Welcome,
         group::{Group, GroupCreate, GroupEdit, GroupEvent, GroupGet},
+        people,
     },
     next_frame,
     verify::{Scope, root},
@@ -149,8 +150,14 @@ fn body_of(op: u8, body: &[u8]) {
         Op::Revoke => table::<fb::Revoke<'_>>(body),
         Op::ConversationsGet => table::<fb::ConversationsGet<'_>>(body),
         Op::Conversation => table::<fb::Conversation<'_>>(body),
-        Op::PresenceSub => table::<fb::PresenceSub<'_>>(body),
-        Op::Presence => table::<fb::Presence<'_>>(body),
+        Op::PresenceSub => {
+            table::<fb::PresenceSub<'_>>(body);
+            value(people::PresenceSub::decode(body));
+        }
+        Op::Presence => {
+            table::<fb::Presence<'_>>(body);
+            value(people::Presence::decode(body));
+        }
         Op::GroupCreate => {
             table::<fb::GroupCreate<'_>>(body);
             group_create(body);
@@ -191,10 +198,22 @@ fn body_of(op: u8, body: &[u8]) {
         Op::MediaReady => table::<fb::MediaReady<'_>>(body),
         Op::PushSet => table::<fb::PushSet<'_>>(body),
         Op::NotifyPrefs => table::<fb::NotifyPrefs<'_>>(body),
-        Op::ContactsEdit => table::<fb::ContactsEdit<'_>>(body),
-        Op::ContactsGet => table::<fb::ContactsGet<'_>>(body),
-        Op::Contacts => table::<fb::Contacts<'_>>(body),
-        Op::PrivacySet | Op::Privacy => table::<fb::Privacy<'_>>(body),
+        Op::ContactsEdit => {
+            table::<fb::ContactsEdit<'_>>(body);
+            value(people::ContactsEdit::decode(body));
+        }
+        Op::ContactsGet => {
+            table::<fb::ContactsGet<'_>>(body);
+            value(people::ContactsGet::decode(body));
+        }
+        Op::Contacts => {
+            table::<fb::Contacts<'_>>(body);
+            value(people::Contacts::decode(body));
+        }
+        Op::PrivacySet | Op::Privacy => {
+            table::<fb::Privacy<'_>>(body);
+            value(people::Privacy::decode(body));
+        }
         Op::ProfileSet | Op::Profile => table::<fb::Profile<'_>>(body),
         Op::ProfilesGet => table::<fb::ProfilesGet<'_>>(body),
         Op::UsersLookup => table::<fb::UsersLookup<'_>>(body),

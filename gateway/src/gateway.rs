@@ -13,6 +13,7 @@
 
 mod fan_outs;
 mod housekeeping;
+mod people;
 mod rings;
 mod stores;
 
@@ -135,6 +136,8 @@ pub enum StartError {
     NoCeiling(portico_backend::Error),
     #[error("the store did not say which messages of groups are still on their way: {0}")]
     NoFanOuts(portico_backend::Error),
+    #[error("the store did not say whose settings it has: {0}")]
+    NoSettings(portico_backend::Error),
     #[error(
         "the store holds sequence numbers {} hours ahead of this machine's clock: set the clock \
          right, or restore the store, and start again", ahead.as_secs() / 3_600
@@ -247,6 +250,7 @@ impl Gateway {
         };
         let mut open_fan_outs = fan_outs::open(&stores.messages, shards)?;
         let seq_floor = ceiling(&stores.messages)?;
+        let mut restricted = people::restricted(&stores.records, shards)?.into_iter();
         let (plain_listeners, address) =
             listeners(options.listen, options.user_timeout_ms, shards)?;
         let tls_listeners = options.tls.as_ref();
@@ -287,6 +291,7 @@ impl Gateway {
                     hash_seed,
                     invite_key,
                     open_fan_outs: mem::take(&mut open_fan_outs[shard]),
+                    restricted: restricted.next().unwrap_or_default(),
                     ..core_config(&options, shard, shards, seq_floor)
                 },
                 listener,

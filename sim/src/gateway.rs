@@ -10,7 +10,7 @@ mod sockets;
 use crate::{canary::Canary, event::Event, slots::Slots, world::World};
 use portico_core::{
     AuthError, ConnId, Credentials, Effect, Effects, Grant, Input, Now, Session, Shard,
-    ShardConfig, ShardId, ShardMessage,
+    ShardConfig, ShardId, ShardMessage, user_home,
 };
 use portico_wire::ids::{DeviceId, UserId};
 use std::{collections::VecDeque, mem};
@@ -175,11 +175,19 @@ impl World {
         self.life += 1;
         let seq_floor = self.stage.open(shards);
         self.checker.booted(seq_floor);
+        let restricted = self.stage.restricted();
+        let at_home = |shard: ShardId| {
+            let users = restricted.iter().copied();
+            users
+                .filter(|user| user_home(*user, shards) == shard)
+                .collect()
+        };
         self.note(|| format!("gateway: life {} starts with {shards} shards", self.life));
         let node = |shard| Node {
             shard: Shard::new(ShardConfig {
                 limits: self.plan.limits.clone(),
                 seq_floor,
+                restricted: at_home(ShardId(shard)),
                 ..ShardConfig::new(ShardId(shard), shards)
             }),
             sockets: Vec::new(),

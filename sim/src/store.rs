@@ -23,14 +23,15 @@ use crate::{
     store_map::{self, Command},
     world::World,
 };
+use bytes::Bytes;
 use portico_backend::{
     Backend, Completion, Error, Family, Kind, Limits, Request, Sink,
     memory::Store,
     messages::{Cmd, InboxRef, Item, Messages, Reply, Watermark},
-    records::Records,
+    records::{self, Records},
 };
 use portico_core::{
-    Input,
+    Input, RESTRICTIONS, restricted_user,
     store::{StoreError, StoreReply, StoreRequest, StoreToken},
 };
 use portico_wire::ids::{ConvId, ConvSeq, DeviceId, Seq, UserId};
@@ -176,6 +177,28 @@ impl Stage {
         match self.ask(Cmd::Ceiling) {
             Ok(Reply::Ceiling(Seq(ceiling))) => ceiling,
             other => unreachable!("the ceiling is a number: {other:?}"),
+        }
+    }
+
+    /// Users who have other settings than the defaults.
+    pub(crate) fn restricted(&self) -> Vec<UserId> {
+        let mut users = Vec::new();
+        let mut after = Bytes::new();
+        loop {
+            let scan = records::Cmd::Scan {
+                table: records::Table(RESTRICTIONS.0),
+                prefix: Bytes::new(),
+                after,
+                limit: records::PAGE_ROWS_MAX,
+            };
+            let Ok(records::Reply::Rows(rows)) = self.records.ask(scan) else {
+                unreachable!("the store is open");
+            };
+            let Some(last) = rows.last() else {
+                return users;
+            };
+            after = last.key.clone();
+            users.extend(rows.iter().filter_map(|row| restricted_user(&row.key)));
         }
     }
 

@@ -3,6 +3,7 @@
 
 mod group;
 mod history;
+pub mod people;
 
 use crate::{
     frame::{BASE_END, ConvKind, Flags, ROUTE_END, RouteHeader, SEQ_END, SeqHeader},

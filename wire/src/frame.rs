@@ -83,6 +83,13 @@ pub mod receipt_kind {
     pub const READ: u8 = 2;
 }
 
+/// `RouteHeader::kind` of a SIGNAL.
+pub mod signal_kind {
+    pub const STOPPED: u8 = 0;
+    pub const TYPING: u8 = 1;
+    pub const RECORDING: u8 = 2;
+}
+
 /// `RouteHeader::kind` of SEND and DELIVER.
 pub mod msg_kind {
     pub const CONTENT: u8 = 0;

@@ -56,6 +56,23 @@ pub const CONVERSATIONS_PAGE_MAX: u16 = 100;
 pub const HISTORY_PAGE_DEFAULT: u16 = 50;
 /// Unread messages of a conversation are counted up to here.
 pub const UNREAD_MAX: u32 = 1_000;
+/// Users whose presence a connection may be told, and of one PRESENCE_SUB those to add and those to
+/// remove.
+pub const PRESENCE_SUBS_MAX: usize = 500;
+/// A SIGNAL is shown for this long unless it says less; what it says is cut to the ceiling.
+pub const SIGNAL_TTL_DEFAULT_S: u32 = 6;
+pub const SIGNAL_TTL_CEILING_S: u32 = 30;
+/// SIGNALs of a connection in one conversation: one in so many milliseconds (STOPPED is free).
+pub const SIGNAL_INTERVAL_MS: u32 = 2_000;
+/// Edits in one CONTACTS_EDIT.
+pub const CONTACT_EDITS_MAX: usize = 100;
+/// Longest sealed name of a contact.
+pub const CONTACT_NAME_BYTES_MAX: usize = 256;
+/// Contacts in one page: default and ceiling.
+pub const CONTACTS_PAGE_MAX: u16 = 500;
+/// Contacts that a user may have, and users that a user may block.
+pub const CONTACTS_MAX: usize = 10_000;
+pub const BLOCKS_MAX: usize = 1_000;
 /// Bodies that fail verification, per connection and minute, before it is closed.
 pub const MALFORMED_PER_MINUTE_MAX: u32 = 10;
 
@@ -76,7 +93,7 @@ pub const MSG_ID_AGE_MAX_MS: u64 = 7 * 24 * 3_600 * 1_000;
 /// never used.
 pub const VERIFY_DEPTH_MAX: usize = 6;
 pub const VERIFY_TABLES_MAX: usize = 64;
-/// For KEYS_UPLOAD and NOTIFY_PREFS, the bodies from clients with long lists of tables.
+/// For KEYS_UPLOAD, NOTIFY_PREFS and CONTACTS_EDIT, the bodies from clients with long lists of tables.
 pub const VERIFY_TABLES_LARGE_MAX: usize = 512;
 /// For bodies from the server, read by clients.
 pub const VERIFY_TABLES_CLIENT_MAX: usize = 4_096;
@@ -103,4 +120,10 @@ const _: () = assert!(
         <= FRAME_BYTES_TO_CLIENT_MAX,
     "the largest GROUP and GROUP_EVENT must fit into one frame to a client"
 );
+const _: () = assert!(
+    PRESENCE_SUBS_MAX * 16 + 64 <= FRAME_BYTES_TO_CLIENT_MAX,
+    "the state of all subscriptions must fit into one frame"
+);
+const _: () = assert!(CONTACT_EDITS_MAX < VERIFY_TABLES_LARGE_MAX);
+const _: () = assert!((CONTACTS_PAGE_MAX as usize) < VERIFY_TABLES_CLIENT_MAX);
 const _: () = assert!(RECEIVE_MAX_DEFAULT <= RECEIVE_MAX_CEILING);

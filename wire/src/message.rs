@@ -5,6 +5,7 @@
 
 pub mod group;
 pub mod history;
+pub mod people;
 
 use crate::{
     code::{CloseCode, ErrorCode},

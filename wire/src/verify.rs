@@ -14,7 +14,7 @@ use flatbuffers::{Follow, Verifiable, VerifierOptions};
 pub enum Scope {
     /// From a client: small.
     Server,
-    /// KEYS_UPLOAD and NOTIFY_PREFS from a client.
+    /// KEYS_UPLOAD, NOTIFY_PREFS and CONTACTS_EDIT from a client.
     ServerLarge,
     /// From the server, read by a client.
     Client,

@@ -16,6 +16,7 @@ use crate::{
     mesh::ShardMessage,
     metrics::Counter,
     outgoing::Draft,
+    people::Waiter,
     shard::{Purpose, Shard, Turn},
     store::{InboxRef, StoreCmd, StoreError},
 };
@@ -69,8 +70,25 @@ impl Shard {
         }
     }
 
-    /// At the recipient's home: numbers, and one atomic write.
+    /// At the recipient's home, which may have blocked the sender. What was accepted once is not asked
+    /// about again, nor a note to oneself.
     pub(crate) fn on_direct(&mut self, send: DirectSend, cx: &mut Turn<'_>) {
+        let to = send.draft.to();
+        let accepted = matches!(send.place, Place::Existing(_)) || to == send.draft.sender;
+        let free = !self.people.is_restricted(to) && !self.people.is_awaited(to);
+        if accepted || free {
+            return self.store_direct(send, cx);
+        }
+        self.want(to, Waiter::Direct(Box::new(send)), cx);
+    }
+
+    /// Back at the sender's home: the recipient has blocked the sender.
+    pub(crate) fn on_direct_blocked(&mut self, token: u64, cx: &mut Turn<'_>) {
+        self.fail_send(token, Refusal::Blocked, cx);
+    }
+
+    /// Numbers, and one atomic write.
+    pub(crate) fn store_direct(&mut self, send: DirectSend, cx: &mut Turn<'_>) {
         let DirectSend {
             origin,
             token,
@@ -133,7 +151,7 @@ impl Shard {
         self.answer_direct(origin, token, result, cx);
     }
 
-    fn answer_direct(
+    pub(crate) fn answer_direct(
         &mut self,
         origin: ShardId,
         token: u64,
@@ -215,9 +233,18 @@ impl Shard {
         })
     }
 
+    /// At the recipient's home: to be shown unless the recipient has blocked the sender.
+    pub(crate) fn on_ephemeral(&mut self, draft: Box<Draft>, cx: &mut Turn<'_>) {
+        let to = draft.to();
+        if self.people.is_restricted(to) && to != draft.sender {
+            return self.want(to, Waiter::Ephemeral(draft), cx);
+        }
+        self.show_ephemeral(&draft, cx);
+    }
+
     /// Shows an ephemeral message to whoever is there and has room. Not to who is behind: a flood
     /// of these would take the room that each page of messages needs.
-    pub(crate) fn on_ephemeral(&mut self, draft: &Draft, cx: &mut Turn<'_>) {
+    pub(crate) fn show_ephemeral(&mut self, draft: &Draft, cx: &mut Turn<'_>) {
         let route = RouteHeader {
             msg_id: draft.msg_id,
             conv: draft.sender.0,

@@ -115,6 +115,19 @@ pub(crate) enum Refusal {
     GroupTooLarge,
     /// RECEIPTS_GET of members names something else than one group.
     MembersOfOne,
+    /// By the recipient.
+    Blocked,
+    BadSignal,
+    TooManySubscriptions,
+    EditTooLong,
+    BadContactChange,
+    OwnContact,
+    NameWithoutSet,
+    TooManyContacts,
+    TooManyBlocks,
+    BadPrivacy,
+    /// A page of nothing.
+    NoLimit,
     /// REAUTH beyond what the gateway takes of logins; comes back after so many milliseconds.
     TooManyLogins(u32),
     /// REAUTH with a token that does not do.
@@ -163,6 +176,21 @@ impl Refusal {
                 "a title, sealed_info, invite or list of members is over its bound"
             }
             Self::MembersOfOne => "the watermarks of members are asked for one group at a time",
+            Self::Blocked => "the recipient does not take messages from this user",
+            Self::BadSignal => "the kind of signal is not known",
+            Self::TooManySubscriptions => {
+                "a connection may watch 500 users, and name 500 in a list"
+            }
+            Self::EditTooLong => "an edit has 100 changes at most, and a name 256 bytes",
+            Self::BadContactChange => "the change of a contact is not known",
+            Self::OwnContact => "nobody can be a contact of oneself, or block oneself",
+            Self::NameWithoutSet => "only SET takes a name",
+            Self::TooManyContacts => "a user has 10,000 contacts at most: remove some first",
+            Self::TooManyBlocks => "a user blocks 1,000 others at most: unblock some first",
+            Self::BadPrivacy => {
+                "a setting is EVERYONE, CONTACTS or NOBODY, and findable is not CONTACTS"
+            }
+            Self::NoLimit => "the limit of a page is 1 at least",
             Self::TooManyLogins(_) => "too many logins at once",
             Self::Token(error) => error.detail(),
             Self::Overloaded => "the gateway has too much in flight",
@@ -190,6 +218,17 @@ impl Refusal {
             Self::BadPage => ErrorCode::BAD_ARGUMENT,
             Self::NoSuchMessage => ErrorCode::NOT_FOUND,
             Self::NotAuthor => ErrorCode::FORBIDDEN,
+            Self::BadSignal
+            | Self::BadContactChange
+            | Self::OwnContact
+            | Self::NameWithoutSet
+            | Self::BadPrivacy
+            | Self::NoLimit => ErrorCode::BAD_ARGUMENT,
+            Self::EditTooLong => ErrorCode::TOO_LARGE,
+            Self::Blocked => ErrorCode::FORBIDDEN,
+            Self::TooManySubscriptions | Self::TooManyContacts | Self::TooManyBlocks => {
+                ErrorCode::QUOTA
+            }
             Self::ClockAhead => ErrorCode::CLOCK_AHEAD,
             Self::MsgIdTooOld => ErrorCode::EXPIRED,
             Self::TooManyRequests | Self::TooFast { .. } | Self::TooManyLogins(_) => {

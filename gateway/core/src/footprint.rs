@@ -9,19 +9,21 @@ use crate::{
     Limits,
     absent::Known,
     conn::{Conn, ConnId},
-    conversations,
+    contacts, conversations,
     lane::Pending,
     login::Session,
     lookup,
     outgoing::Outgoing,
-    pool, rates,
+    pool, presence, rates, seen,
     shard::{InStore, PAGES_MIN, STUCK_ONE_IN, share},
     store::{Item, Marks},
     timer,
 };
 use portico_wire::{
     ids::{ConvId, UserId},
-    limits::{FRAME_BYTES_TO_CLIENT_MAX, RESUME_TOKEN_BYTES_MAX, TOKEN_BYTES_MAX},
+    limits::{
+        FRAME_BYTES_TO_CLIENT_MAX, PRESENCE_SUBS_MAX, RESUME_TOKEN_BYTES_MAX, TOKEN_BYTES_MAX,
+    },
 };
 
 /// The slot of a connection.
@@ -52,7 +54,7 @@ const MARK_BYTES: usize = 3 * size_of::<(ConvId, UserId, Marks)>() + size_of::<(
 
 /// The most that each queue of one of so many shards can hold, those of the driver aside.
 #[must_use]
-pub fn of_queues(limits: &Limits, shards: u16) -> [(&'static str, usize); 11] {
+pub fn of_queues(limits: &Limits, shards: u16) -> [(&'static str, usize); 14] {
     let pages = share(limits.pages_max, shards).max(PAGES_MIN);
     // The last entry of a page may be of any size.
     let page_bytes = limits.page_bytes_max as usize
@@ -80,6 +82,26 @@ pub fn of_queues(limits: &Limits, shards: u16) -> [(&'static str, usize); 11] {
         (
             "sources and users whose rates are counted",
             product(2 * limits.rates.table_max, rates::PLACE_BYTES),
+        ),
+        (
+            "presence",
+            product(
+                share(limits.presence_subs_max, shards).max(PRESENCE_SUBS_MAX),
+                presence::SUBSCRIPTION_BYTES,
+            )
+            .saturating_add(product(
+                share(limits.presence_left_max, shards),
+                seen::LEFT_BYTES,
+            )),
+        ),
+        (
+            "settings and blocks, and what waits for them",
+            share(limits.people_cache_bytes, shards)
+                .saturating_add(product(limits.people_waiting_max, MESSAGE_BYTES)),
+        ),
+        (
+            "edits of contacts and settings",
+            product(contacts::edits_max(shards), contacts::EDIT_BYTES_MAX),
         ),
         ("pages", product(pages, page_bytes)),
         (

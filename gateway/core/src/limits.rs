@@ -69,6 +69,21 @@ pub struct Limits {
     pub group_ops_max: usize,
     /// Messages of a shard's groups on their way to members; more are refused as overloaded.
     pub fan_outs_max: usize,
+    /// A user whose last connection has ended is seen offline after this.
+    pub presence_grace_ms: u32,
+    /// Subscriptions to the presence of users, all shards together, an even part of it each; 500 of
+    /// each shard at least. More are refused as overloaded.
+    pub presence_subs_max: usize,
+    /// Users who have left that are remembered, with the time, all shards together. Of others the
+    /// store is asked.
+    pub presence_left_max: usize,
+    /// Cache of users' settings and blocks, all shards together.
+    pub people_cache_bytes: usize,
+    /// Reads of them under way, all shards together; further users wait for their turn.
+    pub people_reads_max: usize,
+    /// What waits in a shard until a user's settings and blocks are read: messages past it are
+    /// refused as overloaded, the rest is dropped.
+    pub people_waiting_max: usize,
     /// What clients may do in a second.
     pub rates: Rates,
 }
@@ -103,6 +118,12 @@ impl Default for Limits {
             groups_bytes_max: 256 << 20,
             group_ops_max: 8_192,
             fan_outs_max: 2_048,
+            presence_grace_ms: 20_000,
+            presence_subs_max: 4_194_304,
+            presence_left_max: 262_144,
+            people_cache_bytes: 64 << 20,
+            people_reads_max: 256,
+            people_waiting_max: 256,
             rates: Rates::default(),
         }
     }
@@ -134,6 +155,11 @@ impl Limits {
             groups_bytes_max: 8 << 10,
             group_ops_max: 8,
             fan_outs_max: 4,
+            presence_subs_max: 500,
+            presence_left_max: 8,
+            people_cache_bytes: 2 << 10,
+            people_reads_max: 2,
+            people_waiting_max: 8,
             ..Self::default()
         }
     }
@@ -156,6 +182,8 @@ pub struct ShardConfig {
     pub connections_hint: usize,
     /// No sequence number at or below this one is ever issued: the store's ceiling at start.
     pub seq_floor: u64,
+    /// Users of this shard who have a record of [`crate::RESTRICTIONS`].
+    pub restricted: Vec<portico_wire::ids::UserId>,
     /// Decides which sources and users share a place in tables of fixed size. A number that nobody
     /// outside can know; the same in no two processes.
     pub hash_seed: u64,
@@ -180,6 +208,7 @@ impl ShardConfig {
             heartbeat_max_s: limits::HEARTBEAT_MAX_S,
             connections_hint: 0,
             seq_floor: 0,
+            restricted: Vec::new(),
             hash_seed: 0,
             invite_key: (0, 0),
             open_fan_outs: Vec::new(),

@@ -17,7 +17,7 @@ use portico_wire::{
     CloseCode, Frame, VERSION,
     encode::put_sync_gap,
     ids::{DeviceId, Seq, UserId},
-    message::{ClientState, Close, Hello, Welcome},
+    message::{ClientState, Close, Hello, Welcome, people::PresenceState},
 };
 use std::{fmt, mem};
 
@@ -436,6 +436,7 @@ impl Shard {
             }
         }
         self.arm_idle(id.index);
+        self.presence_changed(user, PresenceState::Offline, cx);
         cx.fx.list.push(Effect::Resume(id));
     }
 

@@ -20,10 +20,7 @@ use crate::{
     shard::{Shard, Turn},
     withdraw::Withdrawal,
 };
-use portico_wire::{
-    Frame,
-    ids::ConvSeq,
-};
+use portico_wire::{Frame, ids::ConvSeq};
 use std::collections::VecDeque;
 
 /// Questions that may wait for a page, for each page that may be read.

@@ -1,10 +1,19 @@
 //! What crosses shards: plain values, a closed list.
 
 use crate::{
-    direct::DirectSend, groups::{GroupError, GroupMessage}, home::ShardId, outgoing::Draft, receipt::Receipt,
+    direct::DirectSend,
+    groups::{GroupError, GroupMessage},
+    home::ShardId,
+    outgoing::Draft,
+    presence::Watch,
+    receipt::Receipt,
+    signal::Signal,
     store::StoreError,
 };
-use portico_wire::ids::{ConvSeq, GroupId, UserId};
+use portico_wire::{
+    ids::{ConvId, ConvSeq, GroupId, UserId},
+    message::people::PresenceItem,
+};
 
 /// A message from one shard to another. A shard's own traffic enters by the same door.
 #[derive(Debug, PartialEq, Eq)]
@@ -43,6 +52,38 @@ pub enum ShardMessage {
         /// May take back what others said.
         admin: bool,
     },
+    /// To the sender's home: the recipient has blocked the sender, and nothing was stored.
+    DirectBlocked {
+        /// `DirectSend::token`.
+        token: u64,
+    },
+    /// To the home of `to`, which may have blocked the sender.
+    Signal {
+        to: UserId,
+        signal: Signal,
+    },
+    /// To the home of those who are watched.
+    Watch(Box<Watch>),
+    /// To the watcher's home: how those are seen whom `Watch` added.
+    Watched {
+        token: u64,
+        items: Vec<PresenceItem>,
+    },
+    /// To the home of the watchers: how somebody is seen now.
+    PresenceChanges(Vec<(UserId, PresenceItem)>),
+    /// To the home of `user`: does it hide what it has read in this conversation?
+    AskHidesRead {
+        from: ShardId,
+        query: u64,
+        conv: ConvId,
+        user: UserId,
+    },
+    /// To the asker's home.
+    HidesRead {
+        query: u64,
+        conv: ConvId,
+        hides: Result<bool, StoreError>,
+    },
 }
 
 impl ShardMessage {
@@ -56,8 +97,17 @@ impl ShardMessage {
             Self::Direct(send) => send.draft.body.len(),
             Self::Ephemeral(draft) | Self::GroupEphemeral(draft) => draft.body.len(),
             Self::Group(message) => message.body_bytes(),
-            Self::DirectDone { .. } | Self::Receipt { .. } => 0,
-            Self::GroupAccess { .. } | Self::GroupAccessIs { .. } => 0,
+            Self::Watch(watch) => (watch.add.len() + watch.remove.len()) * size_of::<UserId>(),
+            Self::Watched { items, .. } => items.len() * size_of::<PresenceItem>(),
+            Self::PresenceChanges(items) => items.len() * size_of::<(UserId, PresenceItem)>(),
+            Self::DirectDone { .. }
+            | Self::Receipt { .. }
+            | Self::GroupAccess { .. }
+            | Self::GroupAccessIs { .. }
+            | Self::DirectBlocked { .. }
+            | Self::Signal { .. }
+            | Self::AskHidesRead { .. }
+            | Self::HidesRead { .. } => 0,
         }
     }
 }

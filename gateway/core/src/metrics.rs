@@ -90,6 +90,8 @@ counters! {
     RefusedForbidden, "portico_requests_refused_total", "reason=\"forbidden\"", "Requests answered with an error.";
     RefusedRate, "portico_requests_refused_total", "reason=\"rate_limited\"", "Requests answered with an error.";
     RefusedDenied, "portico_requests_refused_total", "reason=\"denied\"", "Requests answered with an error.";
+    RefusedBlocked, "portico_requests_refused_total", "reason=\"blocked\"", "Requests answered with an error.";
+    RefusedQuota, "portico_requests_refused_total", "reason=\"quota\"", "Requests answered with an error.";
     RefusedToken, "portico_requests_refused_total", "reason=\"token\"", "Requests answered with an error.";
     RefusedOverload, "portico_requests_refused_total", "reason=\"overloaded\"", "Requests answered with an error.";
     RefusedFull, "portico_requests_refused_total", "reason=\"group_full\"", "Requests answered with an error.";
@@ -107,6 +109,25 @@ counters! {
     HistoryEntries, "portico_history_entries_total", "", "Entries in them.";
     ConversationLists, "portico_conversation_lists_total", "", "Pages of lists of conversations that went out.";
     Withdrawn, "portico_messages_withdrawn_total", "", "Messages whose body a withdrawal took away.";
+    LimitedSubscriptions, "portico_rate_limited_total", "limit=\"presence\"", "What exceeded a rate, by the rate: frames that were refused, or let through and counted; logins and connections.";
+    LimitedSignals, "portico_rate_limited_total", "limit=\"signals\"", "What exceeded a rate, by the rate: frames that were refused, or let through and counted; logins and connections.";
+    BlockedMessages, "portico_blocked_total", "what=\"message\"", "What did not reach a user because of a block.";
+    BlockedEphemeral, "portico_blocked_total", "what=\"ephemeral\"", "What did not reach a user because of a block.";
+    BlockedSignals, "portico_blocked_total", "what=\"signal\"", "What did not reach a user because of a block.";
+    PeopleReads, "portico_restrictions_read_total", "", "Users whose settings and blocks were read from the store.";
+    PeopleWaitingFull, "portico_restrictions_overloaded_total", "", "Questions for settings and blocks that failed because too many were waiting for the store.";
+    PeopleEdits, "portico_people_edits_total", "", "Edits of contacts, blocks and settings that were made.";
+    PresenceSubscribed, "portico_presence_subscribed_total", "", "Users named in subscriptions that were answered.";
+    PresenceFrames, "portico_presence_frames_total", "", "Frames of changes written to a device.";
+    PresenceTold, "portico_presence_changes_total", "", "Changes in them.";
+    PresencePutOff, "portico_presence_put_off_total", "", "Frames of changes put off because a reader was behind; what changes again meanwhile is told once.";
+    PresenceWatchesRefused, "portico_presence_refused_total", "", "Subscriptions that are not kept, because too many watch the user or the shard.";
+    PresenceSeeksDropped, "portico_last_seen_total", "result=\"not_asked\"", "Times of last seen that were read, written, not asked for because too many were waiting, or lost because the store was not there for them.";
+    LastSeenReads, "portico_last_seen_total", "result=\"read\"", "Times of last seen that were read, written, not asked for because too many were waiting, or lost because the store was not there for them.";
+    LastSeenWrites, "portico_last_seen_total", "result=\"written\"", "Times of last seen that were read, written, not asked for because too many were waiting, or lost because the store was not there for them.";
+    LastSeenLost, "portico_last_seen_total", "result=\"lost\"", "Times of last seen that were read, written, not asked for because too many were waiting, or lost because the store was not there for them.";
+    SignalsOut, "portico_signals_total", "result=\"shown\"", "Signals written to a device, or dropped because a reader was behind.";
+    SignalsDropped, "portico_signals_total", "result=\"dropped\"", "Signals written to a device, or dropped because a reader was behind.";
     StoreErrors, "portico_store_errors_total", "", "Storage requests that failed.";
     ClosedByPeer, "portico_connections_closed_total", "code=\"peer\"", "Connections that ended.";
     ClosedNormal, "portico_connections_closed_total", "code=\"4000\"", "Connections that ended.";
@@ -182,11 +203,18 @@ pub struct Gauges {
     pub group_ops_waiting: u64,
     pub fan_outs: u64,
     pub fan_ins_waiting: u64,
+    pub presence_subscriptions: u64,
+    pub presence_interests: u64,
+    pub last_seen: u64,
+    pub restricted: u64,
+    pub restrictions_bytes: u64,
+    pub restrictions_waiting: u64,
+    pub people_edits: u64,
 }
 
 impl Gauges {
     /// How many there are.
-    pub const COUNT: usize = 17;
+    pub const COUNT: usize = 24;
 
     /// Name, help and value of each.
     #[must_use]
@@ -260,6 +288,41 @@ impl Gauges {
                 "portico_fan_ins_waiting",
                 "Of messages to members here, those that wait for the store.",
                 self.fan_ins_waiting,
+            ),
+            (
+                "portico_presence_subscriptions",
+                "Subscriptions of this shard's connections to the presence of others.",
+                self.presence_subscriptions,
+            ),
+            (
+                "portico_presence_interests",
+                "Users who watch users of this shard, by pairs.",
+                self.presence_interests,
+            ),
+            (
+                "portico_last_seen",
+                "Users who left, with the time, in memory.",
+                self.last_seen,
+            ),
+            (
+                "portico_restricted_users",
+                "Users with other settings than the defaults, or with blocks.",
+                self.restricted,
+            ),
+            (
+                "portico_restrictions_bytes",
+                "Of them, what is cached.",
+                self.restrictions_bytes,
+            ),
+            (
+                "portico_restrictions_waiting",
+                "What waits until the settings and blocks of a user are read.",
+                self.restrictions_waiting,
+            ),
+            (
+                "portico_people_edits",
+                "Edits of contacts, blocks and settings under way.",
+                self.people_edits,
             ),
         ]
     }

@@ -243,15 +243,27 @@ const fn refused_counter(why: Refusal) -> Counter {
         Refusal::UnknownOp | Refusal::UnsupportedOp | Refusal::UnsupportedConversation => {
             Counter::RefusedUnsupported
         }
-        Refusal::TooLarge | Refusal::GroupTooLarge => Counter::RefusedTooLarge,
+        Refusal::TooLarge | Refusal::GroupTooLarge | Refusal::EditTooLong => {
+            Counter::RefusedTooLarge
+        }
         Refusal::MembersOfOne
         | Refusal::NoSuchUser
         | Refusal::BadKind
         | Refusal::BadReceipt
         | Refusal::BadPage
-        | Refusal::BadMsgId => Counter::RefusedArgument,
+        | Refusal::BadMsgId
+        | Refusal::BadSignal
+        | Refusal::BadContactChange
+        | Refusal::OwnContact
+        | Refusal::NameWithoutSet
+        | Refusal::BadPrivacy
+        | Refusal::NoLimit => Counter::RefusedArgument,
         Refusal::NoSuchMessage => Counter::RefusedNotFound,
         Refusal::NotAuthor => Counter::RefusedForbidden,
+        Refusal::Blocked => Counter::RefusedBlocked,
+        Refusal::TooManySubscriptions | Refusal::TooManyContacts | Refusal::TooManyBlocks => {
+            Counter::RefusedQuota
+        }
         Refusal::ClockAhead => Counter::RefusedClock,
         Refusal::MsgIdTooOld => Counter::RefusedExpired,
         Refusal::TooManyRequests | Refusal::TooFast { .. } | Refusal::TooManyLogins(_) => {

@@ -207,6 +207,9 @@ impl Shard {
         self.reauths.give_back();
         self.attempts.give_back();
         self.gates.give_back();
+        self.people.give_back();
+        self.presence.give_back();
+        self.signals.give_back();
         self.send_deadlines.give_back();
         self.page_retries.give_back();
         self.page_line.give_back();

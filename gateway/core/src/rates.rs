@@ -56,6 +56,10 @@ pub struct Rates {
     pub bytes: Rate,
     /// SENDs, per connection. What a device owes when it leaves is owed by its user's next one.
     pub messages: Rate,
+    /// Users named in PRESENCE_SUB to be added, per connection.
+    pub presence: Rate,
+    /// SIGNALs, per connection.
+    pub signals: Rate,
     /// Logins of one user, all devices together.
     pub user_logins: Rate,
     /// Connections that one source opens.
@@ -81,6 +85,8 @@ impl Default for Rates {
             frames: rate(1_000, 4_000),
             bytes: rate(256 << 10, 1 << 20),
             messages: rate(60, 120),
+            presence: rate(50, 1_000),
+            signals: rate(5, 20),
             user_logins: rate(1, 60),
             source_opens: rate(500, 2_000),
             source_greeting_max: 1_000,
@@ -161,6 +167,16 @@ impl Bucket {
         let owed_us = self.0.wrapping_sub(now_us);
         if owed_us > pace.burst_us { 0 } else { owed_us }
     }
+
+    /// Takes so many units, or none and says how long to wait.
+    fn take(&mut self, pace: &Pace, units: u32, now_us: u32) -> Result<(), u32> {
+        let owed_us = self.owed_us(pace, now_us) + pace.cost_us(units);
+        if owed_us > pace.burst_us {
+            return Err(owed_us - pace.burst_us);
+        }
+        *self = Self(now_us.wrapping_add(owed_us));
+        Ok(())
+    }
 }
 
 /// The buckets of a connection.
@@ -205,6 +221,8 @@ pub(crate) struct Limiter {
     frames: Pace,
     bytes: Pace,
     messages: Pace,
+    presence: Pace,
+    signals: Pace,
     user_logins: Pace,
     /// By user: logins, and what devices owed for messages when they left.
     users: Table,
@@ -228,6 +246,8 @@ impl Limiter {
             frames: Pace::new(rates.frames),
             bytes: Pace::new(rates.bytes),
             messages,
+            presence: Pace::new(rates.presence),
+            signals: Pace::new(rates.signals),
             user_logins,
             users: Table::new(rates.table_max, config.hash_seed, whole),
             sources: Sources::new(config),
@@ -278,6 +298,21 @@ impl Limiter {
         };
         conn.told = now_us.wrapping_add(wait_us);
         Err((limit, wait_us))
+    }
+
+    /// So many users to be told of, or the wait in microseconds.
+    pub(crate) fn take_subscriptions(
+        &self,
+        bucket: &mut Bucket,
+        count: u32,
+        now_us: u64,
+    ) -> Result<(), u32> {
+        bucket.take(&self.presence, count, now_us as u32)
+    }
+
+    /// One SIGNAL, or the wait in microseconds.
+    pub(crate) fn take_signal(&self, bucket: &mut Bucket, now_us: u64) -> Result<(), u32> {
+        bucket.take(&self.signals, 1, now_us as u32)
     }
 
     /// The connection no longer counts among those of its source that have not logged in.

@@ -6,7 +6,9 @@ use crate::{
     error::Refusal,
     groups::{For, GroupAnswer, GroupWish, summary},
     inbox::{conv_kind, shown_conv},
+    mesh::ShardMessage,
     metrics::Counter,
+    people::Waiter,
     shard::{Purpose, Shard, Turn},
     store::{Marks, StoreCmd, StoreError},
 };
@@ -17,6 +19,7 @@ use portico_wire::{
     ids::{ConvId, ConvSeq, GroupId, UserId},
     message::{ClientState, ReceiptsGet},
 };
+use std::mem;
 
 /// How far beyond the newest number seen a READ may point.
 const READ_AHEAD_MAX_US: u64 = 60_000_000;
@@ -42,6 +45,12 @@ pub(crate) struct Query {
     /// What it counts against the connection's bound: as many as it asks of the store.
     pub(crate) weight: u16,
     failed: Option<Refusal>,
+    /// What it asks for, until it is known what its user hides.
+    convs: Vec<ConvId>,
+    /// Nothing that others have read is told.
+    hides: bool,
+    /// The same of these conversations, because the other side hides it.
+    hidden: Vec<ConvId>,
 }
 
 impl Shard {
@@ -104,6 +113,15 @@ impl Shard {
     /// Writes a receipt to the connections of `to` that care and have room. A lost one is made
     /// good by the next, or by RECEIPTS_GET.
     pub(crate) fn push_receipt(&mut self, to: UserId, receipt: &Receipt, cx: &mut Turn<'_>) {
+        // Who hides what it has read is not told what others have.
+        let others = receipt.kind == receipt_kind::READ && receipt.reader != to;
+        if others && self.people.is_restricted(to) {
+            return self.want(to, Waiter::ShowRead(*receipt), cx);
+        }
+        self.show_receipt(to, receipt, cx);
+    }
+
+    pub(crate) fn show_receipt(&mut self, to: UserId, receipt: &Receipt, cx: &mut Turn<'_>) {
         for index in self.chain_list(to).iter() {
             let conn = &self.conns[index as usize];
             if conn.state == ClientState::Background || conn.phase != Phase::Open {
@@ -185,15 +203,74 @@ impl Shard {
             left: weight,
             weight,
             failed: None,
+            convs: (get.convs.iter().filter_map(named))
+                .filter(|conv| !matches!(conv, ConvId::Group(_)))
+                .collect(),
+            hides: false,
+            hidden: Vec::new(),
         });
         let members = get.members;
         for conv in get.convs.iter().filter_map(named) {
             if let ConvId::Group(group) = conv {
                 let wish = GroupWish::Receipts { members };
                 self.ask_home(For::Query(query, group), user, group, wish, cx);
-            } else {
+            }
+        }
+        if !one_group {
+            self.want(user, Waiter::Receipts { query }, cx);
+        }
+    }
+
+    /// It is known whether the asker hides what it has read. The other side may, too.
+    pub(crate) fn on_asker_ready(
+        &mut self,
+        user: UserId,
+        query: u64,
+        result: Result<(), StoreError>,
+        cx: &mut Turn<'_>,
+    ) {
+        let hides = self.hides_read(user);
+        let Some(open) = self.queries.get_mut(query) else {
+            return;
+        };
+        open.hides = hides;
+        for conv in mem::take(&mut open.convs) {
+            let peer = conv.peer_of(user).filter(|peer| *peer != user);
+            match (result, peer) {
+                (Err(error), _) => self.on_marks(query, conv, Err(error), cx),
+                (Ok(()), Some(peer)) if !hides => {
+                    let message = ShardMessage::AskHidesRead {
+                        from: self.config.shard,
+                        query,
+                        conv,
+                        user: peer,
+                    };
+                    self.post(self.home(peer), message, cx);
+                }
+                _ => self.submit(Purpose::Marks { query, conv }, StoreCmd::Marks { conv }, cx),
+            }
+        }
+    }
+
+    /// The other side's home says whether it hides what it has read.
+    pub(crate) fn on_hides_read(
+        &mut self,
+        query: u64,
+        conv: ConvId,
+        hides: Result<bool, StoreError>,
+        cx: &mut Turn<'_>,
+    ) {
+        let Some(open) = self.queries.get_mut(query) else {
+            return;
+        };
+        match hides {
+            Ok(hides) => {
+                if hides {
+                    open.hidden.push(conv);
+                }
                 self.submit(Purpose::Marks { query, conv }, StoreCmd::Marks { conv }, cx);
             }
+            Err(error) => self.on_marks(query, conv, Err(error), cx),
         }
     }
 
@@ -208,10 +285,20 @@ impl Shard {
         let Some(open) = self.queries.get_mut(query) else {
             return;
         };
+        let hidden = open.hides || open.hidden.contains(&conv);
         let (id, corr) = (open.conn, open.corr);
         match result {
             Ok(marks) => {
                 for (reader, marks) in marks {
+                    let own = self.conn(id).is_some_and(|conn| conn.user == reader);
+                    let marks = if hidden && !own {
+                        Marks {
+                            read: ConvSeq(0),
+                            ..marks
+                        }
+                    } else {
+                        marks
+                    };
                     self.answer_marks(id, corr, conv, reader, marks, cx);
                 }
             }

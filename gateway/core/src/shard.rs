@@ -5,6 +5,7 @@ use crate::{
     admission::Admission,
     body::Bodies,
     conn::{Conn, ConnId, Phase},
+    contacts::Page,
     drain::Drain,
     effects::{Effect, Effects},
     error::Refusal,
@@ -19,14 +20,17 @@ use crate::{
     metrics::{Counter, Counters, Gauges},
     ops::Tokens,
     outgoing::{Attempts, Gate, Outgoing},
+    people::{People, Restrictions, Waiter},
     policy::{Denial, Policy, Verdict},
     pool::Pool,
+    presence::Presence,
     rates::Limiter,
     receipt::Query,
     revoke::Revoked,
     seq::SeqClock,
+    signal::Signals,
     stall::STALLED_S,
-    store::{Entry, StoreCmd, StoreError, StoreReply, StoreRequest, StoreToken},
+    store::{Entry, Record, StoreCmd, StoreError, StoreReply, StoreRequest, StoreToken},
     timer::Wheel,
     users::Users,
     watermark::Unsaved,
@@ -36,7 +40,6 @@ use portico_wire::{
     encode::Encoder,
     ids::{ConvId, ConvSeq, Seq, UserId},
     limits::{FRAME_BYTES_BEFORE_WELCOME_MAX, RECEIVE_MAX_CEILING},
-    message::ClientState,
     op::{Direction, PRIVATE_FIRST},
 };
 use rustc_hash::FxHashMap;
@@ -124,6 +127,34 @@ pub(crate) enum Purpose {
     Redact {
         lookup: u64,
     },
+    /// What a user allows, and its contacts where that names them.
+    Restrictions {
+        user: UserId,
+    },
+    RestrictionsBook {
+        user: UserId,
+        restrictions: Box<Restrictions>,
+    },
+    /// For the edit at the head of the user's line: who is a contact, and a write of it.
+    Book {
+        user: UserId,
+    },
+    EditWrite {
+        user: UserId,
+    },
+    /// A page of a user's contacts.
+    Contacts {
+        user: UserId,
+        page: Page,
+    },
+    /// When a user was last seen.
+    LastSeen {
+        user: UserId,
+    },
+    LastSeenWrite {
+        user: UserId,
+        until_us: u64,
+    },
     /// Cursors or watermarks, kept in case they must be written again.
     Save(crate::watermark::Batch),
 }
@@ -171,6 +202,10 @@ pub struct Shard {
     pub(crate) passing: Bodies,
     pub(crate) counters: Counters,
     pub(crate) unsaved: Unsaved,
+    pub(crate) people: People,
+    pub(crate) presence: Presence,
+    /// Of connections that have sent any, by index.
+    pub(crate) signals: FxHashMap<u32, Box<Signals>>,
     pub(crate) drain: Option<Drain>,
     /// Messages of this shard's users whose fate is open.
     pub(crate) outgoing: Tokens<Outgoing>,
@@ -249,6 +284,9 @@ impl Shard {
             passing: Bodies::default(),
             counters: Counters::default(),
             unsaved: Unsaved::default(),
+            people: People::new(&config),
+            presence: Presence::new(&config),
+            signals: FxHashMap::default(),
             drain: None,
             outgoing: Tokens::default(),
             attempts: Attempts::default(),
@@ -333,7 +371,11 @@ impl Shard {
             self.timed_us = now.mono_us;
             self.on_time(cx);
         }
-        while let Some(message) = self.local.pop_front() {
+        loop {
+            self.settle_presence(cx);
+            let Some(message) = self.local.pop_front() else {
+                break;
+            };
             self.on_message(message, cx);
         }
     }
@@ -406,7 +448,8 @@ impl Shard {
         let drain = self.drain.as_ref().and_then(Drain::next_us);
         let (unsaved, trim) = (self.unsaved.next_us(), self.next_trim_us());
         let groups = self.next_group_us();
-        [wheel, send, page, drain, unsaved, trim, groups]
+        let presence = self.presence.next_us();
+        [wheel, send, page, drain, unsaved, trim, groups, presence]
             .into_iter()
             .flatten()
             .min()
@@ -449,6 +492,13 @@ impl Shard {
             group_ops_waiting: self.groups.waiting() as u64,
             fan_outs: self.groups.fan_outs.len() as u64,
             fan_ins_waiting: self.fan_ins.len() as u64,
+            presence_subscriptions: self.presence.subscriptions() as u64,
+            presence_interests: self.presence.interests() as u64,
+            last_seen: self.presence.seen.len() as u64,
+            restricted: self.people.restricted() as u64,
+            restrictions_bytes: self.people.cached_bytes() as u64,
+            restrictions_waiting: self.people.waiters() as u64,
+            people_edits: self.people.edits_open as u64,
         }
     }
 
@@ -504,6 +554,7 @@ impl Shard {
             Some(Phase::Loading | Phase::Open) => {
                 self.reauths.remove(&id.index);
                 self.unlink(id.index);
+                self.presence_gone(id.index);
                 self.remember(id.index);
                 self.keep_debts(id.index);
                 while let Some(token) = self.listings.find(|listing| listing.conn == id) {
@@ -599,13 +650,18 @@ impl Shard {
             Op::History => self.on_history(id, frame, cx),
             Op::ConversationsGet => self.on_conversations_get(id, frame, cx),
             Op::Revoke => self.on_withdraw(id, frame, cx),
-            Op::ClientState => {
-                if let Some(conn) = self.conn_mut(id) {
-                    conn.state = ClientState::from_u8(frame.aux().min(255) as u8);
-                }
-            }
+            Op::ClientState => self.on_client_state(id, frame, cx),
+            Op::PresenceSub => self.on_presence_sub(id, frame, cx),
+            Op::Signal => self.on_signal(id, frame, cx),
+            Op::ContactsEdit => self.on_contacts_edit(id, frame, cx),
+            Op::ContactsGet => self.on_contacts_get(id, frame, cx),
+            Op::PrivacySet => self.on_privacy_set(id, frame, cx),
+            Op::PrivacyGet => self.on_privacy_get(id, frame, cx),
             Op::Reauth => self.on_reauth(id, frame, cx),
-            Op::Close => self.on_close(id, cx),
+            Op::Close => {
+                self.note_good_bye(frame);
+                self.on_close(id, cx);
+            }
             Op::Hello | Op::RegStart | Op::RegConfirm => {
                 let detail = "the session has begun already";
                 self.close(id, CloseCode::PROTOCOL_ERROR, detail, cx);
@@ -689,6 +745,7 @@ impl Shard {
         self.retry_pages(cx);
         self.groups_on_time(cx);
         self.flush_unsaved(cx);
+        self.flush_presence(cx);
         self.continue_drain(cx);
         self.trim(cx);
     }
@@ -862,6 +919,24 @@ impl Shard {
                 self.on_marks(query, conv, marks, cx);
             }
             Purpose::Group(purpose) => self.on_group_stored(purpose, result, cx),
+            Purpose::Restrictions { user } => self.on_restrictions(user, record(result), cx),
+            Purpose::RestrictionsBook { user, restrictions } => {
+                self.on_restrictions_book(user, *restrictions, record(result), cx);
+            }
+            Purpose::Book { user } => self.on_book(user, record(result), cx),
+            Purpose::EditWrite { user } => self.on_edit_written(user, result.map(|_| ()), cx),
+            Purpose::Contacts { user, page } => {
+                let rows = match result {
+                    Ok(StoreReply::Records(rows)) => Ok(rows),
+                    Ok(_) => Err(StoreError::Invalid),
+                    Err(error) => Err(error),
+                };
+                self.on_contacts(user, page, rows, cx);
+            }
+            Purpose::LastSeen { user } => self.on_last_seen(user, record(result), cx),
+            Purpose::LastSeenWrite { user, until_us } => {
+                self.on_last_seen_written(user, until_us, result.map(|_| ()), cx);
+            }
             Purpose::Save(batch) => self.on_saved(batch, result.map(|_| ()), cx),
         }
     }
@@ -883,7 +958,7 @@ impl Shard {
         match message {
             ShardMessage::Direct(send) => self.on_direct(*send, cx),
             ShardMessage::DirectDone { token, result } => self.on_direct_done(token, result, cx),
-            ShardMessage::Ephemeral(draft) => self.on_ephemeral(&draft, cx),
+            ShardMessage::Ephemeral(draft) => self.on_ephemeral(draft, cx),
             ShardMessage::Receipt { to, receipt } => self.push_receipt(to, &receipt, cx),
             ShardMessage::Group(message) => self.on_group_message(message, cx),
             ShardMessage::GroupEphemeral(draft) => {
@@ -909,6 +984,20 @@ impl Shard {
                 range,
                 admin,
             } => self.on_group_access_is(token, range, admin, cx),
+            ShardMessage::DirectBlocked { token } => self.on_direct_blocked(token, cx),
+            ShardMessage::Signal { to, signal } => self.on_signal_to(to, signal, cx),
+            ShardMessage::Watch(watch) => self.on_watch(*watch, cx),
+            ShardMessage::Watched { token, items } => self.on_watched(token, items, cx),
+            ShardMessage::PresenceChanges(items) => self.on_seen(items, cx),
+            ShardMessage::AskHidesRead {
+                from,
+                query,
+                conv,
+                user,
+            } => self.want(user, Waiter::HidesRead { from, query, conv }, cx),
+            ShardMessage::HidesRead { query, conv, hides } => {
+                self.on_hides_read(query, conv, hides, cx);
+            }
         }
     }
 }
@@ -919,6 +1008,14 @@ fn entries(result: Result<StoreReply, StoreError>) -> Result<(Vec<Entry>, bool),
         Ok(StoreReply::Entries { entries, more }) => Ok((entries, more)),
         Ok(_) => Err(StoreError::Invalid),
         Err(error) => Err(error),
+    }
+}
+
+/// The answer to a question for one record.
+fn record(result: Result<StoreReply, StoreError>) -> Result<Option<Record>, StoreError> {
+    match result? {
+        StoreReply::Record(record) => Ok(record),
+        _ => Err(StoreError::Invalid),
     }
 }
 

@@ -12,6 +12,7 @@ use crate::{
     groups::GroupMessage,
     home::ShardId,
     mesh::ShardMessage,
+    people::Waiter,
     receipt::Receipt,
     shard::{Purpose, Shard, Turn},
     store::{Marks, StoreCmd, StoreError},
@@ -254,16 +255,31 @@ impl Shard {
                 self.push_receipt(reader, &read, cx);
             }
             for receipt in [delivered, read] {
-                if peer != reader && receipt.up_to > ConvSeq(0) {
-                    let home = self.home(peer);
-                    let message = ShardMessage::Receipt { to: peer, receipt };
-                    self.post(home, message, cx);
+                if peer == reader || receipt.up_to == ConvSeq(0) {
+                    continue;
+                }
+                let of_read = receipt.kind == receipt_kind::READ;
+                if of_read && self.people.is_restricted(reader) {
+                    self.want(reader, Waiter::TellRead(receipt), cx);
+                } else {
+                    self.tell_peer(&receipt, cx);
                 }
             }
         }
         for (home, marks) in of_groups {
             let message = ShardMessage::Group(GroupMessage::Marks(marks));
             self.post(home, message, cx);
+        }
+    }
+
+    /// Tells the other side of a direct conversation.
+    pub(crate) fn tell_peer(&mut self, receipt: &Receipt, cx: &mut Turn<'_>) {
+        if let Some(peer) = receipt.conv.peer_of(receipt.reader) {
+            let message = ShardMessage::Receipt {
+                to: peer,
+                receipt: *receipt,
+            };
+            self.post(self.home(peer), message, cx);
         }
     }
 

@@ -255,6 +255,24 @@ knobs! {
     "Messages of one shard's groups that may be on their way to members; more are refused with \
      OVERLOADED.";
 
+    "limits.presence_grace_ms", U32(limits.presence_grace_ms), bounds(0, 3_600_000, "ms"),
+    "A user whose last connection has ended is seen offline after this, unless the client said that \
+     it leaves. Shorter makes reconnects flap.";
+    "limits.presence_subs_max", Usize(limits.presence_subs_max), bounds(500, 1 << 32, "subscriptions"),
+    "Subscriptions to the presence of users, all shards together; more are refused with OVERLOADED. \
+     Each takes about 24 bytes, 40 at most.";
+    "limits.presence_left_max", Usize(limits.presence_left_max), bounds(0, 1 << 24, "users"),
+    "Users who have left that are remembered, with the time, all shards together, at 82 bytes at most. \
+     Of others the store is asked when somebody watches them.";
+    "limits.people_cache_bytes", Usize(limits.people_cache_bytes), bounds(4_096, 64 * GIB, "bytes"),
+    "Cache of the settings and blocks of those users who have any, all shards together.";
+    "limits.people_reads_max", Usize(limits.people_reads_max), bounds(1, 1 << 20, "reads"),
+    "Users whose settings and blocks are being read, all shards together (4 of each shard at least); \
+     further ones wait for their turn.";
+    "limits.people_waiting_max", Usize(limits.people_waiting_max), bounds(1, 1 << 20, "questions"),
+    "What may wait in one shard for those reads. Messages past it are refused with OVERLOADED, \
+     signals and presence are dropped.";
+
     "rates.exempt", Networks(limits.rates.exempt), NO_BOUNDS,
     "Connections from these networks have none of the limits in this section. Loopback by default: \
      what runs on this machine is trusted, and so is whoever comes through a proxy on it. With such \
@@ -272,6 +290,15 @@ knobs! {
     "Messages that one device sends. What it owes when it leaves, its user's next connection owes.";
     "rates.messages_burst", U32(limits.rates.messages.burst), bounds(1, 1_000_000, "messages"),
     "Messages that may come at once after a pause.";
+    "rates.presence_per_s", U32(limits.rates.presence.per_s), bounds(0, 1_000_000, "users/s"),
+    "Users that one connection names in PRESENCE_SUB, to be told of.";
+    "rates.presence_burst", U32(limits.rates.presence.burst), bounds(1, 1_000_000, "users"),
+    "Users that may be named at once after a pause.";
+    "rates.signals_per_s", U32(limits.rates.signals.per_s), bounds(0, 1_000_000, "signals/s"),
+    "Signals of typing that one connection sends, in all conversations together. In each it is one in \
+     two seconds in any case.";
+    "rates.signals_burst", U32(limits.rates.signals.burst), bounds(1, 1_000_000, "signals"),
+    "Signals that may come at once after a pause.";
     "rates.user_logins_per_s", U32(limits.rates.user_logins.per_s), bounds(0, 1_000_000, "logins/s"),
     "Logins of one user with a valid token, all devices together; more are closed with 4007.";
     "rates.user_logins_burst", U32(limits.rates.user_logins.burst), bounds(1, 1_000_000, "logins"),

@@ -221,6 +221,12 @@ fn every_limit_of_the_core_can_be_set() {
         groups_bytes_max: _,
         group_ops_max: _,
         fan_outs_max: _,
+        presence_grace_ms: _,
+        presence_subs_max: _,
+        presence_left_max: _,
+        people_cache_bytes: _,
+        people_reads_max: _,
+        people_waiting_max: _,
         logins_per_s: _,
         sign_ins_max: _,
         login_reads_max: _,
@@ -231,6 +237,8 @@ fn every_limit_of_the_core_can_be_set() {
                 frames: _,
                 bytes: _,
                 messages: _,
+                presence: _,
+                signals: _,
                 user_logins: _,
                 source_opens: _,
                 source_greeting_max: _,
@@ -245,9 +253,9 @@ fn every_limit_of_the_core_can_be_set() {
         knob.key == "session.handshake_ms"
             || (knob.section() == "limits" && !driver.contains(&knob.key))
     };
-    assert_eq!(KNOBS.iter().filter(of_core).count(), 27);
+    assert_eq!(KNOBS.iter().filter(of_core).count(), 33);
     let rates = KNOBS.iter().filter(|knob| knob.section() == "rates");
-    assert_eq!(rates.count(), 5 + 6 * 2, "six have a burst");
+    assert_eq!(rates.count(), 5 + 8 * 2, "eight have a burst");
 }
 
 #[test]

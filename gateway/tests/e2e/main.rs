@@ -24,6 +24,7 @@ mod history;
 mod hostile;
 mod limits;
 mod ordinary;
+mod people;
 mod quiet;
 mod receipts;
 mod shards;

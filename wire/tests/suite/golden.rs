@@ -18,7 +18,7 @@ use portico_wire::{
 use std::{collections::BTreeSet, fs, mem::size_of};
 
 /// Compares `lines` with a committed file, or writes it. A line is a name, then fields.
-fn hold(file: &str, head: &str, lines: &[String]) {
+pub(crate) fn hold(file: &str, head: &str, lines: &[String]) {
     let path = in_repository("wire/golden").join(file);
     let mut text = String::from(head);
     for line in lines {
@@ -210,7 +210,7 @@ fn headers_are_laid_out_as_the_schema_says() {
 /// The flag bits and kinds that the crate names by hand are those of the schema.
 #[test]
 fn names_given_by_hand_agree_with_the_schema() {
-    use portico_wire::frame::{ConvKind, msg_kind, receipt_kind};
+    use portico_wire::frame::{ConvKind, msg_kind, receipt_kind, signal_kind};
     for (ours, schema) in [
         (Flags::ROUTED, fb::FrameFlags::ROUTED),
         (Flags::REPLY, fb::FrameFlags::REPLY),
@@ -242,6 +242,12 @@ fn names_given_by_hand_agree_with_the_schema() {
     assert_eq!(kinds.map(fb::MsgKind), fb::MsgKind::ENUM_VALUES);
     let kinds = [0, receipt_kind::DELIVERED, receipt_kind::READ];
     assert_eq!(kinds.map(fb::ReceiptKind), fb::ReceiptKind::ENUM_VALUES);
+    let kinds = [
+        signal_kind::STOPPED,
+        signal_kind::TYPING,
+        signal_kind::RECORDING,
+    ];
+    assert_eq!(kinds.map(fb::SignalKind), fb::SignalKind::ENUM_VALUES);
 }
 
 /// The tables that only clients read, and that no operation has as its body.

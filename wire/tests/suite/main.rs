@@ -2,6 +2,7 @@
 //!
 //! - [`golden`]: the exact bytes of every operation, of bad frames and of a worked example.
 //! - [`groups`]: bodies of the operations on groups and their bounds.
+//! - [`people`]: the same for the values of presence, contacts and settings.
 //! - [`properties`]: any chunking, round trips, and no panic on any bytes.
 //! - [`fuzz_replay`]: the targets of the fuzz folder over their committed corpus.
 //! - [`protocol_doc`]: docs/PROTOCOL.md says what the tables of this crate say.
@@ -19,6 +20,7 @@ mod fuzz_targets;
 mod fuzz_replay;
 mod golden;
 mod groups;
+mod people;
 mod properties;
 mod protocol_doc;
 mod samples;

@@ -19,6 +19,9 @@ impl Shard {
         self.check_requests();
         self.check_logins();
         self.check_absent();
+        self.people.check();
+        self.presence.check();
+        assert!(self.presence.is_settled());
         let busy = self.conns.iter().filter_map(|conn| conn.traffic.as_ref());
         assert!(busy.into_iter().all(|traffic| !traffic.is_at_rest()));
         assert_eq!(self.outbox_bytes, self.output_bytes());
@@ -146,6 +149,20 @@ impl Shard {
         for lookup in self.lookups.open.values() {
             owe(lookup.conn, 1);
         }
+        for request in self.presence.requests.values() {
+            owe(request.conn, 1);
+        }
+        for edit in self.people.edits.values().flatten() {
+            owe(edit.conn, 1);
+        }
+        for page in self.people.pages() {
+            owe(page.conn, 1);
+        }
+        for open in self.in_store.values() {
+            if let Purpose::Contacts { page, .. } = &open.op {
+                owe(page.conn, 1);
+            }
+        }
         for query in self.queries.values() {
             owe(query.conn, usize::from(query.weight));
         }
@@ -188,6 +205,7 @@ impl Shard {
             ("page_retries", self.page_retries.len() as u64),
             ("attempts", self.attempts.len() as u64),
             ("outgoing_bytes", self.outgoing_bytes as u64),
+            ("presence_requests", self.presence.requests.len() as u64),
             ("reauths", self.reauths.len() as u64),
             ("windows", windows.count() as u64),
             ("output_bytes", self.output_bytes() as u64),

@@ -222,6 +222,12 @@ impl ModelStore {
         self.marks.get(&(conv, user)).copied().unwrap_or_default()
     }
 
+    /// The keys of a table of records.
+    pub fn keys(&self, table: Table) -> impl Iterator<Item = &Bytes> {
+        let all = self.records.keys().filter(move |(of, _)| *of == table);
+        all.map(|(_, key)| key)
+    }
+
     /// No greater number was ever asked for.
     #[must_use]
     pub const fn ceiling(&self) -> u64 {

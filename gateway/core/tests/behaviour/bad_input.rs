@@ -176,13 +176,18 @@ fn every_operation_has_an_answer() {
             Op::Ack | Op::ClientState => assert_eq!(got, []),
             Op::Ping => assert_eq!(ops(&got), [Op::Pong]),
             Op::Close => assert!(!world.is_connected(client)),
-            Op::Send | Op::Receipt | Op::GroupCreate | Op::History => {
+            Op::Send | Op::Receipt | Op::GroupCreate | Op::History | Op::Signal => {
                 assert_eq!(error(&got, 5), ErrorCode::BAD_ARGUMENT);
             }
             Op::GroupEdit => assert_eq!(error(&got, 5), ErrorCode::NOT_FOUND),
             // Group 0: all of mine, which is none.
             Op::GroupGet | Op::ConversationsGet => assert_eq!(ops(&got), [Op::Done]),
-            Op::ReceiptsGet | Op::Reauth | Op::Revoke => {
+            // An empty table asks for nothing, or for the usual.
+            Op::PresenceSub => assert_eq!(ops(&got), [Op::Presence]),
+            Op::ContactsGet => assert_eq!(ops(&got), [Op::Contacts]),
+            Op::PrivacySet => assert_eq!(ops(&got), [Op::Done]),
+            Op::PrivacyGet => assert_eq!(ops(&got), [Op::Privacy]),
+            Op::ReceiptsGet | Op::Reauth | Op::Revoke | Op::ContactsEdit => {
                 assert_eq!(error(&got, 5), ErrorCode::MALFORMED);
             }
             Op::Hello | Op::RegStart | Op::RegConfirm => {
