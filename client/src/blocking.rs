@@ -11,15 +11,17 @@
 //!   [`Client::next_event`], not before.
 //! - The session is never locked during a system call that can wait.
 
+mod asking;
+
 use crate::{
     link::Link,
     owned::OwnedEvent,
-    session::{Event, Now, Phase, SendError, SendOptions, Session, SessionState},
+    session::{Conv, Event, Now, Phase, SendError, SendOptions, Session, SessionState},
     tls::{TlsClient, TlsError},
 };
 use portico_wire::{
     CloseCode,
-    ids::{ConvSeq, MsgId, Seq, UserId},
+    ids::{ConvSeq, GroupId, MsgId, Seq, UserId},
 };
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use std::{
@@ -146,7 +148,7 @@ impl Client {
     /// See [`Session::send`].
     pub fn send(
         &self,
-        to: UserId,
+        to: impl Into<Conv>,
         envelope: &[u8],
         options: SendOptions,
     ) -> Result<MsgId, SendError> {
@@ -154,7 +156,7 @@ impl Client {
     }
 
     /// Sends a plain text.
-    pub fn send_text(&self, to: UserId, text: &str) -> Result<MsgId, SendError> {
+    pub fn send_text(&self, to: impl Into<Conv>, text: &str) -> Result<MsgId, SendError> {
         self.send(to, &crate::plain_envelope(text), SendOptions::default())
     }
 
@@ -164,13 +166,18 @@ impl Client {
     }
 
     /// See [`Session::read`].
-    pub fn read(&self, peer: UserId, up_to: ConvSeq) {
-        self.act(|session, now| session.read(now, peer, up_to));
+    pub fn read(&self, conv: impl Into<Conv>, up_to: ConvSeq) {
+        self.act(|session, now| session.read(now, conv, up_to));
     }
 
     /// See [`Session::receipts`].
     pub fn receipts(&self, peers: &[UserId]) {
         self.act(|session, now| session.receipts(now, peers));
+    }
+
+    /// See [`Session::group_receipts`].
+    pub fn group_receipts(&self, group: GroupId, members: bool) {
+        self.act(|session, now| session.group_receipts(now, group, members));
     }
 
     /// See [`Session::set_token`].
@@ -304,7 +311,9 @@ impl Client {
     fn taken(&self, mut state: MutexGuard<'_, State>, event: &OwnedEvent) {
         let was_full = state.events.len() + 1 == EVENTS_MAX;
         let mut acked = false;
-        if let OwnedEvent::Message { seq, .. } = *event
+        if let OwnedEvent::Message { seq, .. }
+        | OwnedEvent::GroupChanged { seq, .. }
+        | OwnedEvent::Withdrawn { seq, .. } = *event
             && state.auto_ack
         {
             let now = self.shared.now();

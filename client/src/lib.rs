@@ -88,11 +88,13 @@ mod support;
 mod tls;
 
 pub use blocking::Client;
-pub use owned::{OwnedEnvelope, OwnedEvent};
+pub use owned::{
+    OwnedAnswer, OwnedContact, OwnedEnvelope, OwnedEvent, OwnedGroup, OwnedGroupChange,
+};
 pub use raw::{RawConnection, RawError, RawFrame, RawWelcome};
 pub use session::{
-    Event, Login, Now, Phase, ProtocolFault, SendError, SendOptions, Session, SessionConfig,
-    SessionState, Settings, StateError,
+    Answer, AskId, Conv, Event, Failure, Login, Now, Page, Phase, ProtocolFault, SendError,
+    SendOptions, Session, SessionConfig, SessionState, Settings, StateError,
 };
 pub use tls::TlsError;
 #[cfg(feature = "tls")]

@@ -43,8 +43,8 @@ mod wheel;
 pub use config::{Clock, ConnIndex, ManyConfig, ManyEvent, OnEvent};
 pub use sources::loopback_sources;
 
-use crate::session::{Now, Phase, SendError, SendOptions, Session};
-use portico_wire::ids::{MsgId, UserId};
+use crate::session::{Conv, Now, Phase, SendError, SendOptions, Session};
+use portico_wire::ids::MsgId;
 use rustix::{
     buffer::spare_capacity,
     event::{Timespec, epoll},
@@ -175,7 +175,7 @@ impl Many {
     pub fn send(
         &mut self,
         conn: ConnIndex,
-        to: UserId,
+        to: impl Into<Conv>,
         envelope: &[u8],
         options: SendOptions,
     ) -> Result<MsgId, SendError> {
@@ -295,7 +295,7 @@ impl Many {
         &mut self,
         now: Now,
         conn: ConnIndex,
-        to: UserId,
+        to: impl Into<Conv>,
         envelope: &[u8],
         options: SendOptions,
     ) -> Result<MsgId, SendError> {

@@ -1,10 +1,14 @@
 //! Events that can be kept and sent between threads.
 
-use crate::session::{Event, ProtocolFault};
+mod answer;
+
+pub use answer::{OwnedAnswer, OwnedContact, OwnedGroup, OwnedGroupChange};
+
+use crate::session::{AskId, Conv, Event, ProtocolFault};
 use portico_wire::{
     CloseCode, ErrorCode,
-    ids::{ConvSeq, DeviceId, MsgId, Seq, UserId},
-    message::Envelope,
+    ids::{ConvSeq, DeviceId, GroupId, MsgId, Seq, UserId},
+    message::{Envelope, history::Revoke, people::PresenceItem},
 };
 
 /// An Envelope with bytes of its own.
@@ -46,12 +50,28 @@ pub enum OwnedEvent {
         seq: Seq,
         conv_seq: ConvSeq,
         peer: UserId,
+        group: Option<GroupId>,
         from: UserId,
         from_device: DeviceId,
         msg_id: MsgId,
         kind: u8,
         ephemeral: bool,
         envelope: Option<OwnedEnvelope>,
+    },
+    GroupChanged {
+        seq: Seq,
+        conv_seq: ConvSeq,
+        group: GroupId,
+        by: UserId,
+        by_device: DeviceId,
+        change: OwnedGroupChange,
+    },
+    Withdrawn {
+        seq: Seq,
+        conv_seq: ConvSeq,
+        conv: Conv,
+        by: UserId,
+        target: Revoke,
     },
     Undecodable {
         seq: Seq,
@@ -79,6 +99,32 @@ pub enum OwnedEvent {
         read: bool,
         up_to: ConvSeq,
         at_s: u32,
+    },
+    GroupReceipt {
+        group: GroupId,
+        member: Option<UserId>,
+        reached: u16,
+        of: u16,
+        read: bool,
+        up_to: ConvSeq,
+        at_s: u32,
+    },
+    GroupReadElsewhere {
+        group: GroupId,
+        up_to: ConvSeq,
+    },
+    Signal {
+        conv: Conv,
+        from: UserId,
+        kind: u8,
+        ttl_s: u32,
+    },
+    Presence {
+        items: Vec<PresenceItem>,
+    },
+    Answer {
+        ask: AskId,
+        answer: OwnedAnswer,
     },
     ReadElsewhere {
         peer: UserId,
@@ -123,6 +169,7 @@ impl From<Event<'_>> for OwnedEvent {
                 seq,
                 conv_seq,
                 peer,
+                group,
                 from,
                 from_device,
                 msg_id,
@@ -134,12 +181,41 @@ impl From<Event<'_>> for OwnedEvent {
                 seq,
                 conv_seq,
                 peer,
+                group,
                 from,
                 from_device,
                 msg_id,
                 kind,
                 ephemeral,
                 envelope: envelope.map(OwnedEnvelope::from),
+            },
+            Event::GroupChanged {
+                seq,
+                conv_seq,
+                group,
+                by,
+                by_device,
+                change,
+            } => Self::GroupChanged {
+                seq,
+                conv_seq,
+                group,
+                by,
+                by_device,
+                change: change.into(),
+            },
+            Event::Withdrawn {
+                seq,
+                conv_seq,
+                conv,
+                by,
+                target,
+            } => Self::Withdrawn {
+                seq,
+                conv_seq,
+                conv,
+                by,
+                target,
             },
             Event::Undecodable { seq, from, msg_id } => Self::Undecodable { seq, from, msg_id },
             Event::Duplicate { seq, from, msg_id } => Self::Duplicate { seq, from, msg_id },
@@ -173,6 +249,42 @@ impl From<Event<'_>> for OwnedEvent {
                 read,
                 up_to,
                 at_s,
+            },
+            Event::GroupReceipt {
+                group,
+                member,
+                reached,
+                of,
+                read,
+                up_to,
+                at_s,
+            } => Self::GroupReceipt {
+                group,
+                member,
+                reached,
+                of,
+                read,
+                up_to,
+                at_s,
+            },
+            Event::GroupReadElsewhere { group, up_to } => Self::GroupReadElsewhere { group, up_to },
+            Event::Signal {
+                conv,
+                from,
+                kind,
+                ttl_s,
+            } => Self::Signal {
+                conv,
+                from,
+                kind,
+                ttl_s,
+            },
+            Event::Presence { items } => Self::Presence {
+                items: items.to_vec(),
+            },
+            Event::Answer { ask, answer } => Self::Answer {
+                ask,
+                answer: answer.into(),
             },
             Event::ReadElsewhere { peer, up_to } => Self::ReadElsewhere { peer, up_to },
             Event::TokenExpiring { in_s } => Self::TokenExpiring { in_s },

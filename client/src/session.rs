@@ -18,29 +18,36 @@
 //! # Does not
 //! Know sockets, clocks or randomness, resolve names, or encrypt: an Envelope is the owner's.
 
+mod answers;
+mod asking;
 mod backoff;
 mod config;
+mod conv;
 mod event;
+mod heartbeat;
 mod inbox;
 mod incoming;
 mod random;
 mod renewal;
 mod requests;
+mod sending;
 mod state;
 
+pub use asking::Page;
 pub use config::{Login, Now, SendOptions, SessionConfig, Settings};
-pub use event::{Event, Phase, ProtocolFault, SendError};
+pub use conv::Conv;
+pub use event::{Answer, AskId, Event, Failure, Phase, ProtocolFault, SendError};
 pub use state::{SessionState, StateError};
 
 use backoff::{Backoff, End};
 use inbox::{Bounds, Inbox};
 use portico_wire::{
-    CloseCode, Op, RouteHeader, VERSION,
-    encode::{Encoder, put_ack, put_routed},
-    frame::{ConvKind, ROUTE_END, next_frame},
-    ids::{ConvSeq, DeviceId, MsgId, Seq, UserId},
-    limits::{ENVELOPE_BYTES_MAX, FRAME_BYTES_TO_CLIENT_MAX},
-    message::{Close, Envelope, Hello},
+    CloseCode, ErrorCode, VERSION,
+    encode::{Encoder, put_ack},
+    frame::next_frame,
+    ids::{DeviceId, MsgId, Seq, UserId},
+    limits::FRAME_BYTES_TO_CLIENT_MAX,
+    message::{Close, Hello},
 };
 use random::Random;
 use renewal::Renewal;
@@ -49,16 +56,6 @@ use std::{fmt, mem, num::NonZeroU64, sync::Arc};
 
 /// HELLO must be answered within this.
 const GREETING_US: u64 = 15_000_000;
-/// A PING must be followed by a frame within this.
-const PONG_US: u64 = 10_000_000;
-/// How much earlier than promised a PING may go out, and how much later than due a connection may
-/// be given up: what lets a driver of many sessions do them in one go.
-const HEARTBEAT_SLACK_US: u64 = 1_000_000;
-/// The former is also at most one part in this many of the interval.
-const HEARTBEAT_SLACK_DIVISOR: u64 = 16;
-/// Messages without an answer are taken while less than this waits for the transport.
-const UNANSWERED_BYTES_MAX: usize = 1_024 * 1_024;
-
 /// See the [module](self).
 ///
 /// A tool keeps a million of these, most of them idle: what an idle session has no use for is
@@ -261,123 +258,6 @@ impl Session {
         }
     }
 
-    /// Sends a message to a user. `envelope` is a finished Envelope (see
-    /// [`crate::plain_envelope`]). The message stays in the outbox until [`Event::Sent`] or a
-    /// final [`Event::Refused`].
-    pub fn send(
-        &mut self,
-        now: Now,
-        to: UserId,
-        envelope: &[u8],
-        options: SendOptions,
-    ) -> Result<MsgId, SendError> {
-        if !to.is_valid() {
-            return Err(SendError::BadRecipient);
-        }
-        if envelope.len() > ENVELOPE_BYTES_MAX {
-            return Err(SendError::TooLarge);
-        }
-        if Envelope::decode(envelope).is_err() {
-            return Err(SendError::BadEnvelope);
-        }
-        if options.request && self.requests.holds_at_least(self.settings.outbox_max) {
-            return Err(SendError::Full);
-        }
-        let msg_id = match options.msg_id {
-            Some(msg_id) => msg_id,
-            None => self.new_msg_id(now),
-        };
-        if !options.request {
-            return self.put_unanswered(to, msg_id, envelope, options);
-        }
-        self.requests.send(now, to, msg_id, envelope, options)?;
-        self.pump(now, None);
-        Ok(msg_id)
-    }
-
-    /// A message without an answer whose Envelope the owner vouches for: a server takes what is
-    /// none for a broken body.
-    pub(crate) fn send_unanswered(
-        &mut self,
-        now: Now,
-        to: UserId,
-        envelope: &[u8],
-        options: SendOptions,
-    ) -> Result<MsgId, SendError> {
-        if !to.is_valid() {
-            return Err(SendError::BadRecipient);
-        }
-        if envelope.len() > ENVELOPE_BYTES_MAX {
-            return Err(SendError::TooLarge);
-        }
-        let msg_id = match options.msg_id {
-            Some(msg_id) => msg_id,
-            None => self.new_msg_id(now),
-        };
-        self.put_unanswered(to, msg_id, envelope, options)
-    }
-
-    /// Nothing of it is remembered, so it cannot wait: what is queued goes to the transport, which
-    /// takes it in order.
-    fn put_unanswered(
-        &mut self,
-        to: UserId,
-        msg_id: MsgId,
-        envelope: &[u8],
-        options: SendOptions,
-    ) -> Result<MsgId, SendError> {
-        if !self.phase.is_welcome() {
-            return Err(SendError::Offline);
-        }
-        if ROUTE_END + envelope.len() > self.window.frame_bytes_max as usize {
-            return Err(SendError::TooLarge);
-        }
-        if self.output.len() >= UNANSWERED_BYTES_MAX {
-            return Err(SendError::Full);
-        }
-        let route = RouteHeader {
-            msg_id,
-            conv: to.0,
-            conv_kind: ConvKind::DIRECT,
-            kind: options.kind,
-            ttl_s: options.ttl_s,
-            ..RouteHeader::default()
-        };
-        let flags = options.flags();
-        put_routed(
-            &mut self.output,
-            Op::Send as u8,
-            flags,
-            0,
-            0,
-            &route,
-            envelope,
-        );
-        Ok(msg_id)
-    }
-
-    /// The owner has stored every message up to `up_to`. Not needed with `auto_ack`.
-    pub fn acknowledge(&mut self, now: Now, up_to: Seq) {
-        let bounds = bounds(&self.settings);
-        self.inbox.store(bounds, now.mono_us, up_to);
-        self.flush_ack(now);
-    }
-
-    /// The user has read a conversation up to `up_to`. Repeated until the server has it. What is
-    /// read is delivered: an acknowledgement that waits goes out ahead of it.
-    pub fn read(&mut self, now: Now, peer: UserId, up_to: ConvSeq) {
-        self.put_last_ack();
-        self.requests.read(peer, up_to);
-        self.pump(now, None);
-    }
-
-    /// Asks how far these users have got and read our messages: after [`Event::Synced`], where
-    /// ticks are open. Answered by [`Event::Receipt`]s; not repeated if the connection ends.
-    pub fn receipts(&mut self, now: Now, peers: &[UserId]) {
-        self.requests.ask_receipts(peers);
-        self.pump(now, None);
-    }
-
     /// Ends the session in good order. There is no [`Event::Closed`]; the driver writes the output
     /// and closes. [`Self::connected`] may start it again.
     pub fn close(&mut self, _now: Now) {
@@ -415,93 +295,9 @@ impl Session {
         !has_token && self.resume_token.0.is_empty()
     }
 
-    /// Whether [`Self::send`] takes so many messages in a row, with Envelopes of at most so many
-    /// bytes. On the safe side: it may take more than it says.
-    #[must_use]
-    pub fn has_room_for(&self, messages: usize, envelope_bytes: usize, request: bool) -> bool {
-        if request {
-            let taken = self.requests.len_bound().saturating_add(messages);
-            return taken <= self.settings.outbox_max;
-        }
-        let bytes = messages.saturating_mul(ROUTE_END + envelope_bytes);
-        self.phase.is_welcome()
-            && (self.output.is_empty() || self.output.len() + bytes <= UNANSWERED_BYTES_MAX)
-    }
-
     /// Bytes for the transport. The driver takes out what it has written.
     pub const fn output(&mut self) -> &mut Vec<u8> {
         &mut self.output
-    }
-
-    /// When to call [`Self::on_timeout`], in monotonic microseconds.
-    #[must_use]
-    pub fn next_timeout(&self) -> Option<u64> {
-        if !self.phase.is_connected() {
-            return None;
-        }
-        if !self.phase.is_welcome() {
-            return Some(self.alarm_at_us);
-        }
-        let others = [
-            self.inbox.ack_at_us(),
-            self.requests.next_timeout(),
-            self.renewal().next_us(),
-        ];
-        others.into_iter().flatten().chain([self.alarm_at_us]).min()
-    }
-
-    /// When [`Self::on_timeout`] is best called, from and to: at any moment between the two it does
-    /// what is due, so that a driver of many sessions can serve those that overlap in one go. The
-    /// end is [`Self::next_timeout`], or later where nothing is lost by waiting.
-    #[must_use]
-    pub fn next_timeout_window(&self) -> Option<(u64, u64)> {
-        let at_us = self.next_timeout()?;
-        if at_us != self.alarm_at_us {
-            return Some((at_us, at_us));
-        }
-        match self.alarm {
-            Alarm::Ping => Some((at_us.saturating_sub(self.ping_slack_us()), at_us)),
-            Alarm::Greeting | Alarm::Pong => {
-                let others = [
-                    self.inbox.ack_at_us(),
-                    self.requests.next_timeout(),
-                    self.renewal().next_us(),
-                ];
-                let latest_us = at_us.saturating_add(HEARTBEAT_SLACK_US);
-                let latest_us = others.into_iter().flatten().fold(latest_us, u64::min);
-                Some((at_us, latest_us.max(at_us)))
-            }
-        }
-    }
-
-    /// Heartbeats, late acknowledgements, second attempts.
-    pub fn on_timeout(&mut self, now: Now, on_event: &mut dyn FnMut(Event<'_>)) {
-        let slack_us = match self.alarm {
-            Alarm::Ping => self.ping_slack_us(),
-            Alarm::Greeting | Alarm::Pong => 0,
-        };
-        let is_due = self.alarm_at_us <= now.mono_us.saturating_add(slack_us);
-        if self.phase.is_connected() && is_due {
-            match self.alarm {
-                Alarm::Ping => {
-                    let next_s = u32::from(self.ping_interval_s);
-                    self.requests.ping(&mut self.output, next_s);
-                    self.set_alarm(Alarm::Pong, now.mono_us.saturating_add(PONG_US));
-                }
-                Alarm::Greeting => {
-                    self.give_up(now, CloseCode::IDLE_TIMEOUT, "no answer to HELLO", on_event);
-                }
-                Alarm::Pong => {
-                    self.give_up(now, CloseCode::IDLE_TIMEOUT, "no answer to PING", on_event);
-                }
-            }
-        }
-        if self.phase.is_welcome() {
-            let mut renewal = self.renewal();
-            renewal.tell(now, on_event);
-            self.set_renewal(renewal);
-        }
-        self.flush(now, on_event);
     }
 
     /// From now on messages wait for [`Self::acknowledge`]; returns how it was configured.
@@ -611,6 +407,10 @@ impl Session {
 
     fn end(&mut self, now: Now, ending: Ending<'_>, on_event: &mut dyn FnMut(Event<'_>)) {
         self.requests.disconnected();
+        for ask in self.requests.take_unanswered() {
+            let answer = Answer::Failed(Failure::of(ErrorCode::UNAVAILABLE));
+            on_event(Event::Answer { ask, answer });
+        }
         self.put_input(Vec::new());
         self.settled = true;
         let since_us = self.live_since_us.take();
@@ -672,28 +472,6 @@ impl Session {
 
     fn put_close(&mut self, code: CloseCode, detail: &str) {
         Encoder::new().close(&mut self.output, &Close::new(code, detail));
-    }
-
-    /// Ends the wait for a sign of life. The promised interval runs from the PING.
-    const fn alive(&mut self) {
-        if matches!(self.alarm, Alarm::Pong) {
-            let asked_us = self.alarm_at_us.saturating_sub(PONG_US);
-            let at_us = asked_us.saturating_add(self.ping_interval_us());
-            self.set_alarm(Alarm::Ping, at_us);
-        }
-    }
-
-    const fn ping_interval_us(&self) -> u64 {
-        self.ping_interval_s as u64 * 1_000_000
-    }
-
-    fn ping_slack_us(&self) -> u64 {
-        HEARTBEAT_SLACK_US.min(self.ping_interval_us() / HEARTBEAT_SLACK_DIVISOR)
-    }
-
-    const fn set_alarm(&mut self, alarm: Alarm, at_us: u64) {
-        self.alarm = alarm;
-        self.alarm_at_us = at_us;
     }
 
     fn take_input(&mut self) -> Vec<u8> {

@@ -1,8 +1,8 @@
 //! The command line.
 
 use crate::Failure;
-use clap::{Args, Parser, Subcommand};
-use portico_client::{CERTIFICATE_FILE, TlsClient};
+use clap::{Args, Parser, Subcommand, ValueEnum};
+use portico_client::{CERTIFICATE_FILE, TlsClient, chat::Color};
 use std::path::{Path, PathBuf};
 
 /// Longest life of a token that `portico token` makes.
@@ -288,12 +288,31 @@ pub(crate) struct ChatArgs {
     /// Stay after the end of the input
     #[arg(long)]
     pub(crate) follow: bool,
-    /// Plain text (NO_COLOR does the same)
-    #[arg(long)]
-    pub(crate) no_color: bool,
+    /// Colours: auto (on a terminal, unless NO_COLOR is set), always, never
+    #[arg(long, value_enum, value_name = "WHEN", default_value_t = ColorWhen::Auto)]
+    color: ColorWhen,
+    /// The same as --color never
+    #[arg(long, conflicts_with = "color")]
+    no_color: bool,
+}
+
+#[derive(Clone, Copy, Debug, ValueEnum)]
+enum ColorWhen {
+    Auto,
+    Always,
+    Never,
 }
 
 impl ChatArgs {
+    pub(crate) const fn color(&self) -> Color {
+        match self.color {
+            _ if self.no_color => Color::Never,
+            ColorWhen::Auto => Color::Auto,
+            ColorWhen::Always => Color::Always,
+            ColorWhen::Never => Color::Never,
+        }
+    }
+
     pub(crate) fn target(&self) -> &str {
         match (&self.target, self.tls) {
             (Some(target), _) => target,

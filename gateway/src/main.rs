@@ -184,7 +184,7 @@ fn chat(args: cli::ChatArgs) -> Result<(), Failure> {
         target: args.target().to_owned(),
         tls: args.tls(&data)?,
         data,
-        color: !args.no_color,
+        color: args.color(),
         follow: args.follow,
         ..ChatOptions::new(UserId(args.me), UserId(args.to))
     };

@@ -297,6 +297,46 @@ pub(crate) mod tests {
     }
 
     #[test]
+    fn groups_presence_typing_and_history_have_flags_of_their_own() {
+        let flags = "groups --connections 600 --group-sizes 8:0.6,256:0.4 --per-user 3 --changes 5";
+        let groups = plan(flags).expect("valid").groups.expect("groups");
+        assert_eq!(groups.sizes, [(8, 0.6), (256, 0.4)]);
+        assert_eq!((groups.per_user, groups.changes), (3, 5.0));
+        let presence = plan("presence-storm --contacts 500 --again 20s").expect("valid");
+        assert_eq!(presence.presence.expect("presence").contacts, 500);
+        let typing = plan("typing --signals 7").expect("valid");
+        assert_eq!(typing.typing.expect("typing").signals, 7.0);
+        let history = plan("history --pages 9 --limit 100").expect("valid");
+        assert_eq!(history.history.expect("history").limit, 100);
+        for (line, part) in [
+            ("groups --connections 100", "--connections is 100"),
+            ("groups --connections 400 --cpus 0,1", "at least 512"),
+            ("groups --group-sizes 1:1", "--group-sizes is 1"),
+            (
+                "groups --connections 2000 --group-sizes 1025:1",
+                "2 to 1024",
+            ),
+            ("groups --per-user 0", "--per-user"),
+            ("groups --changes -1", "--changes"),
+            ("groups --acks minimal", "--acks full"),
+            ("groups --protocol nats", "--protocol portico"),
+            ("groups --pace rounds", "--pace"),
+            ("groups --partners 2", "plans without groups"),
+            ("relay --per-user 2", "the plan `groups`"),
+            ("presence-storm --contacts 501", "--contacts is 501"),
+            ("presence-storm --again 5s", "--again is 5 s"),
+            ("presence-storm --again 40s", "--again is 40 s"),
+            ("typing --signals 0", "--signals"),
+            ("history --limit 101", "--limit is 101"),
+            ("history --pages nan", "--pages"),
+            ("relay --pages 3", "the plan `history`"),
+        ] {
+            let error = plan(line).expect_err(line).to_string();
+            assert!(error.contains(part), "{line}: {error}");
+        }
+    }
+
+    #[test]
     fn few_connections_have_fewer_active_ones() {
         let hold = |line: &str| plan(line).expect(line).hold.expect(line);
         assert_eq!(hold("hold").active, 1_000);

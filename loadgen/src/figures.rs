@@ -1,6 +1,10 @@
 //! What plans measure besides the latency to delivery, added up over workers, and how results show
 //! it: a part of the JSON object of a run, and lines of its table.
 
+mod life;
+
+pub(crate) use life::{Life, LifeReport};
+
 use crate::{
     plan::Plan,
     remote,
@@ -62,6 +66,7 @@ pub(crate) struct Figures {
     #[serde(with = "remote::histogram")]
     round_trip_us: Histogram<u64>,
     pub handshakes: Handshakes,
+    pub life: Life,
     cut: u64,
     stopped_reading: u64,
     pub not_back: u64,
@@ -77,6 +82,7 @@ impl Figures {
             back_us: histogram(),
             round_trip_us: histogram(),
             handshakes: Handshakes::new(),
+            life: Life::new(),
             cut: 0,
             stopped_reading: 0,
             not_back: 0,
@@ -121,6 +127,7 @@ impl Figures {
     /// Takes over what the verifier found beside what all plans have.
     pub(crate) fn found(&mut self, findings: &Findings) {
         self.verifier_bytes = findings.bytes;
+        self.life.after_removal = findings.after_removal;
         self.affected_latency_us
             .clone_from(&findings.affected_latency_us);
     }
@@ -137,6 +144,7 @@ impl Figures {
             sum.add(part).expect("histograms of the same bounds");
         }
         self.handshakes.add(&other.handshakes);
+        self.life.add(&other.life);
         self.cut += other.cut;
         self.stopped_reading += other.stopped_reading;
         self.not_back += other.not_back;
@@ -168,6 +176,8 @@ pub(crate) struct FiguresReport {
     pub answers: u64,
     pub reads_missing: u64,
     pub verifier_bytes: u64,
+    #[serde(flatten)]
+    pub life: LifeReport,
     /// Of runs with TLS.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub tls: Option<TlsReport>,
@@ -199,6 +209,7 @@ impl FiguresReport {
             answers: counts.answers,
             reads_missing: counts.reads_missing,
             verifier_bytes: figures.verifier_bytes,
+            life: LifeReport::new(&figures.life, plan),
             tls: plan.tls.as_ref().map(|_| figures.handshakes.report()),
         }
     }
@@ -216,14 +227,15 @@ impl FiguresReport {
             rows.extend(values.as_ref().map(|values| (name, values)));
         }
         let tls = self.tls.as_ref();
+        rows.extend(self.life.times());
         rows.extend(tls.map(|tls| ("TLS handshake", &tls.handshake_us)));
         rows
     }
 
     /// Rows of the table of counts that mean something only when they are not 0.
-    pub(crate) fn counts(&self) -> [(&'static str, u64); 8] {
+    pub(crate) fn counts(&self) -> Vec<(&'static str, u64)> {
         let tls = self.tls.as_ref();
-        [
+        let common = [
             ("TLS, full", tls.map_or(0, |tls| tls.handshakes_full)),
             ("TLS, resumed", tls.map_or(0, |tls| tls.handshakes_resumed)),
             ("cut", self.cut),
@@ -232,7 +244,8 @@ impl FiguresReport {
             ("sent to absent", self.to_absent),
             ("answers", self.answers),
             ("reads missing", self.reads_missing),
-        ]
+        ];
+        self.life.counts().into_iter().chain(common).collect()
     }
 
     pub(crate) fn write_notes(&self, out: &mut String) -> fmt::Result {
@@ -246,6 +259,7 @@ impl FiguresReport {
         if let Some(bytes) = tls.and_then(|tls| tls.generator_bytes_per_session) {
             writeln!(out, "TLS        {bytes} bytes of the tester per session")?;
         }
+        self.life.write_notes(out)?;
         writeln!(
             out,
             "verifier   {} bytes of memory",

@@ -7,13 +7,14 @@
 //! Connections are numbered from 0 in the order of the worker's users; connection `n` belongs to
 //! user `first_user + n`, and is the only one of that user.
 
+mod asks;
 mod portico;
 
 pub(crate) use portico::CLIENT;
 
 use crate::{
     peer::{self, PeerOpening, System},
-    plan::{Acks, Groups, Plan, Protocol},
+    plan::{Acks, Crowds, Groups, Plan, Protocol},
     run::ports_per_source,
     tokens::Tokens,
 };
@@ -22,6 +23,7 @@ use portico_wire::ids::{ConvSeq, DeviceId, UserId};
 use std::{
     io,
     net::{IpAddr, SocketAddr},
+    rc::Rc,
     time::Duration,
 };
 
@@ -32,6 +34,8 @@ pub(crate) enum Audience {
     User(UserId),
     /// The members of a group of the plan, by its number in this worker.
     Group(u32),
+    /// The members of a group that the gateway keeps, by its number in this worker.
+    Crowd(u32),
 }
 
 /// Names a message of this worker: the flow that it belongs to, and its place there.
@@ -91,6 +95,8 @@ pub(crate) enum Happened<'a> {
         /// Its author and its place, where the system says so.
         author: Option<UserId>,
         place: Option<ConvSeq>,
+        /// The group that the gateway keeps and that it was said in, by its number.
+        crowd: Option<u32>,
     },
     /// The system took a message of this connection.
     Accepted {
@@ -117,6 +123,31 @@ pub(crate) enum Happened<'a> {
     Undecodable,
     /// The system broke its protocol.
     Fault(&'a str),
+    /// A group could not be made.
+    GroupFailed { code: u16, detail: &'a str },
+    /// A member of a group (an index of the worker's users) was removed or added, at this place.
+    GroupChanged {
+        group: u32,
+        user: u32,
+        added: bool,
+        place: ConvSeq,
+    },
+    /// The answer to a change of a group.
+    ChangeAnswered { ok: bool },
+    /// The answer to a subscription, with so many states; `None`: it was refused.
+    Watching { items: Option<u64> },
+    /// So many states have changed.
+    Presence { items: u64 },
+    /// Somebody is typing.
+    Signal { from: UserId },
+    /// A page of history, so long after it was asked for.
+    Page {
+        us: u64,
+        entries: u64,
+        /// Of these: out of order, or not what was sent there.
+        wrong: u64,
+        ok: bool,
+    },
 }
 
 /// Hears what happens: when, to which connection, what.
@@ -152,6 +183,31 @@ pub(crate) trait Fleet {
     /// receipts.
     fn ask_receipts(&mut self, _conn: u32, _peers: &[UserId]) {}
 
+    /// Makes the groups of the plan, a few at a time; true when all are there.
+    fn make_groups(&mut self) -> bool {
+        true
+    }
+
+    /// Has the owner of a group remove a member, or add it again. False: nothing was asked.
+    fn change_group(&mut self, _group: u32, _user: u32, _add: bool) -> bool {
+        false
+    }
+
+    /// Subscribes to the presence of users. False: nothing was asked.
+    fn watch(&mut self, _conn: u32, _users: &[UserId]) -> bool {
+        false
+    }
+
+    /// Tells a user that the one of `conn` is typing. False: it was not sent.
+    fn signal(&mut self, _conn: u32, _to: UserId) -> bool {
+        false
+    }
+
+    /// Asks for the newest entries of a conversation. False: nothing was asked.
+    fn page(&mut self, _conn: u32, _peer: UserId, _limit: u16) -> bool {
+        false
+    }
+
     /// Closes all, politely.
     fn close_all(&mut self);
 }
@@ -169,6 +225,8 @@ pub(crate) struct Opening<'a> {
     pub users: u32,
     /// Who is a member of which group, if the plan has groups.
     pub groups: Option<Groups>,
+    /// The same of groups that the gateway keeps.
+    pub crowds: Option<Rc<Crowds>>,
     /// What is spoken beneath Portico's protocol.
     pub tls: Option<TlsClient>,
     /// Connections opened per second, at most.
@@ -228,6 +286,13 @@ pub(crate) const fn promises(protocol: Protocol, acks: Acks) -> Promises {
 /// ones as it has members: their receipts and places are checked by the other plans.
 pub(crate) const fn promises_to(plan: &Plan) -> Promises {
     let promises = promises(plan.protocol, plan.acks);
+    if plan.groups.is_some() {
+        // Marks of groups are of all members together, and told for the sake of people.
+        return Promises {
+            receipts: false,
+            ..promises
+        };
+    }
     if plan.fanout.is_none() {
         return promises;
     }

@@ -2,17 +2,22 @@
 //!
 //! A plan is a TOML file; those in `plans/` are built in. What all plans have stands at the top, and
 //! a table for each behaviour that only some have: how messages follow each other (none: pairs and
-//! partners on a schedule; `pingpong`, `fanout`), what is done to connections (`storm`,
-//! `slow-readers`, `flap`), what people are like (`mixed`), `hold`, which has an engine of its own,
+//! partners on a schedule; `pingpong`, `fanout`, `groups`), what is done to connections (`storm`,
+//! `slow-readers`, `flap`), what people are like (`mixed`), what they do besides (`presence`, `typing`,
+//! `history`), `hold`, which has an engine of its own,
 //! and what lies beneath the protocol (`tls`). [`text`] reads and writes the files, [`check`] refuses what cannot be carried out, [`flows`]
 //! says who writes to whom.
 
 mod check;
+mod crowds;
 mod flows;
+mod life;
 mod text;
 
 pub(crate) use check::{BadPlan, CONNECTIONS_MAX, RATE_MAX};
+pub(crate) use crowds::{Crowds, WRITERS};
 pub(crate) use flows::{Flows, Groups};
+pub(crate) use life::{GroupPlan, HistoryPlan, PresencePlan, TypingPlan};
 pub(crate) use text::{parse_duration, print};
 
 use crate::report::grouped;
@@ -76,6 +81,14 @@ pub(crate) struct Plan {
     pub flap: Option<Flap>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub mixed: Option<Mixed>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub groups: Option<GroupPlan>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub presence: Option<PresencePlan>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub typing: Option<TypingPlan>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub history: Option<HistoryPlan>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub tls: Option<Tls>,
 }
@@ -255,7 +268,7 @@ const fn drain_default() -> Duration {
     Duration::from_secs(10)
 }
 
-const BUILT_IN: [(&str, &str); 9] = [
+const BUILT_IN: [(&str, &str); 13] = [
     ("smoke", include_str!("../plans/smoke.toml")),
     ("relay", include_str!("../plans/relay.toml")),
     ("pingpong", include_str!("../plans/pingpong.toml")),
@@ -265,6 +278,13 @@ const BUILT_IN: [(&str, &str); 9] = [
     ("flap", include_str!("../plans/flap.toml")),
     ("mixed", include_str!("../plans/mixed.toml")),
     ("hold", include_str!("../plans/hold.toml")),
+    ("groups", include_str!("../plans/groups.toml")),
+    (
+        "presence-storm",
+        include_str!("../plans/presence-storm.toml"),
+    ),
+    ("typing", include_str!("../plans/typing.toml")),
+    ("history", include_str!("../plans/history.toml")),
 ];
 
 impl Plan {
@@ -286,7 +306,7 @@ impl Plan {
         BUILT_IN
             .iter()
             .filter_map(|(name, _)| Self::named(name))
-            .map(|plan| format!("  {:<13} {}\n", plan.name, plan.about))
+            .map(|plan| format!("  {:<15} {}\n", plan.name, plan.about))
             .collect()
     }
 

@@ -1,5 +1,7 @@
 //! A whole run: look at the target, start the workers, lead them through the stages, add up.
 
+mod storms;
+
 use crate::{
     cli::Args,
     control::{Control, Gauges},
@@ -29,6 +31,7 @@ use std::{
     thread,
     time::{Duration, Instant},
 };
+use storms::Storms;
 
 /// User ids of one run: this bit, 30 bits of the run, then the user's number. Below 2^53, so that
 /// clients in JavaScript could hold them; far above what people number their users.
@@ -197,6 +200,8 @@ pub(crate) fn measured(
             .push(format!("the server's process, {pid}, ended during the run"));
     }
     measured.window_us = led.sending_us;
+    measured.figures.life.storms_cpu_us = led.storms.cpu_us();
+    measured.figures.life.storm_us = led.storms.lasts_us();
     measured.observed = observed;
     measured
 }
@@ -224,6 +229,7 @@ pub(crate) struct Led {
     own: Option<Usage>,
     /// Of the server, before the first message and at the end.
     usage: Option<(Usage, Usage)>,
+    storms: Storms,
 }
 
 /// Leads the workers from connecting to done.
@@ -243,7 +249,11 @@ pub(crate) fn lead<'a>(
     let ramp = plan.hold.map_or(Duration::ZERO, |hold| {
         Duration::from_secs(u64::from(plan.connections / hold.ramp_per_s))
     });
-    let patience = CONNECT_PATIENCE + Duration::from_millis(u64::from(plan.connections)) + ramp;
+    let making = plan.groups.as_ref().map_or(Duration::ZERO, |groups| {
+        Duration::from_millis(u64::from(plan.connections) * u64::from(groups.per_user))
+    });
+    let patience =
+        CONNECT_PATIENCE + Duration::from_millis(u64::from(plan.connections)) + ramp + making;
     let begun = Instant::now();
     let connections = loop {
         let up = view.up();
@@ -289,10 +299,12 @@ pub(crate) fn lead<'a>(
     let start_us = clock.now().mono_us + start_delay_us;
     control.start(start_us);
     view.observer.will_send(start_us, plan.duration);
+    let mut storms = Storms::of(plan);
     let mut sending_us = plan.duration.as_micros() as u64;
     let mut interrupted = None;
     while !view.all_done() && !is_over() {
         let passed_us = clock.now().mono_us.saturating_sub(start_us);
+        storms.look(pid, passed_us);
         let sending = passed_us < sending_us;
         let asked = interrupt::asked() && interrupted.is_none();
         if asked {
@@ -320,6 +332,7 @@ pub(crate) fn lead<'a>(
         interrupted,
         own,
         usage: connected.zip(end),
+        storms,
     };
     Ok((led, view))
 }

@@ -126,7 +126,12 @@ pub(crate) fn judge(measured: &Measured) -> (Verdict, Vec<String>) {
         true => "accepted but never delivered",
         false => "sent but never delivered",
     };
-    let missing = note(counts.lost, lost)
+    let mut failed = false;
+    for (count, what) in measured.figures.life.faults() {
+        failed |= note(count, what);
+    }
+    let missing = failed
+        | note(counts.lost, lost)
         | note(counts.unanswered, "never answered")
         | note(counts.refused_total(), "refused for good")
         | note(counts.receipts_missing, "delivered marks missing")

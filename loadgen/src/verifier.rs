@@ -9,6 +9,7 @@
 //! - [`counted`]: messages between two users without answers. A message counts as accepted when it
 //!   was queued; counters alone show what is missing, twice or late.
 //! - [`groups`]: one message to many, counted alike for each member.
+//! - [`crowds`]: groups that the gateway keeps, whose members come and go.
 //!
 //! # Memory
 //! Bounded whatever the gateway does, and printed with the result (`verifier_bytes`). A flow with
@@ -27,24 +28,26 @@
 mod answered;
 mod counted;
 mod counts;
+mod crowds;
+mod finish;
 mod groups;
 mod window;
 
 pub(crate) use counts::Counts;
+pub(crate) use finish::Findings;
 
 use crate::{
     fleet::{MessageName, Promises},
     payload::{LATE_US_MAX, Payload},
-    plan::Flows,
-    remote,
+    plan::{Flows, WRITERS},
 };
 use answered::Answered;
 use counted::Counted;
+use crowds::CrowdCounts;
 use groups::GroupCounts;
 use hdrhistogram::Histogram;
 use portico_wire::ids::{ConvSeq, UserId};
-use serde::{Deserialize, Serialize};
-use std::ops::Range;
+use std::{ops::Range, rc::Rc};
 
 /// Messages of one worker that may be on their way: what a hash map of 2^20 slots holds.
 pub(crate) const UNSETTLED_MAX: usize = 900_000;
@@ -66,6 +69,15 @@ pub(crate) struct Arrived {
     pub is_answer: bool,
 }
 
+/// What the system says of a message, where it does.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Said {
+    pub author: Option<UserId>,
+    pub place: Option<ConvSeq>,
+    /// The group that the gateway keeps and that it was said in.
+    pub crowd: Option<u32>,
+}
+
 /// What the account says about an arrival.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Judgement {
@@ -80,6 +92,7 @@ enum Ledger {
     Answered(Answered),
     Counted(Counted),
     Groups(GroupCounts),
+    Crowds(CrowdCounts),
 }
 
 #[derive(Debug)]
@@ -119,6 +132,9 @@ impl Verifier {
     pub(crate) fn new(run: u64, flows: Flows, promises: Promises) -> Self {
         assert!(flows.len() <= FLOWS_MAX, "a flow's number has 30 bits");
         let ledger = match (flows.groups(), promises.answers) {
+            _ if let Some(crowds) = flows.crowds() => {
+                Ledger::Crowds(CrowdCounts::new(Rc::clone(crowds)))
+            }
             (Some(groups), _) => Ledger::Groups(GroupCounts::new(groups, flows.users())),
             (None, true) => Ledger::Answered(Answered::new(flows.len(), promises.receipts)),
             (None, false) => Ledger::Counted(Counted::new(flows.len())),
@@ -203,6 +219,7 @@ impl Verifier {
             Ledger::Counted(counted) => (counted.next_counter(flow)?, self.flows.recipient(flow)),
             // The body is the same for all members, so it names the group's sender.
             Ledger::Groups(groups) => (groups.next_counter(flow)?, self.flows.sender(flow)),
+            Ledger::Crowds(crowds) => (crowds.next_counter(flow)?, self.flows.sender(flow)),
         };
         let late_us = now_us.saturating_sub(intended_us);
         Some(Payload {
@@ -222,6 +239,7 @@ impl Verifier {
             Ledger::Answered(answered) => answered.sent(payload),
             Ledger::Counted(counted) => counted.sent(payload),
             Ledger::Groups(groups) => groups.sent(payload),
+            Ledger::Crowds(crowds) => crowds.sent(payload),
         };
         self.counts.sent += copies;
         self.counts.answers += u64::from(payload.is_answer);
@@ -230,6 +248,7 @@ impl Verifier {
         }
         if !self.calm_since_us.is_empty()
             && self.flows.groups().is_none()
+            && self.flows.crowds().is_none()
             && let Some(recipient) = self.flows.index_of(payload.recipient)
         {
             self.counts.to_absent +=
@@ -253,6 +272,7 @@ impl Verifier {
                 let copies = u64::from(groups.members());
                 groups.accepted(name, copies, duplicate, &mut self.counts)
             }
+            Ledger::Crowds(crowds) => crowds.accepted(name, place, duplicate, &mut self.counts),
             Ledger::Groups(_) | Ledger::Counted(_) => None,
         };
         self.record_answer(name.flow, intended_us, now_us);
@@ -281,10 +301,11 @@ impl Verifier {
         let counts = &mut self.counts;
         match &mut self.ledger {
             Ledger::Answered(answered) => answered.refused(name, code, will_retry, counts),
-            Ledger::Groups(_) | Ledger::Counted(_) if will_retry => {
+            Ledger::Crowds(crowds) if !will_retry => crowds.refused(name, code, counts),
+            Ledger::Groups(_) | Ledger::Counted(_) | Ledger::Crowds(_) if will_retry => {
                 *counts.deferred.entry(code).or_default() += 1;
             }
-            Ledger::Groups(_) | Ledger::Counted(_) => {
+            Ledger::Groups(_) | Ledger::Counted(_) | Ledger::Crowds(_) => {
                 *counts.refused.entry(code).or_default() += 1;
             }
         }
@@ -310,16 +331,15 @@ impl Verifier {
 
     // --- the recipient's side
 
-    /// A message reached user `recipient` of the slice, said to be from `author`, at `place`, where
-    /// the system says so.
+    /// A message reached user `recipient` of the slice.
     pub(crate) fn arrived(
         &mut self,
         recipient: u32,
-        author: Option<UserId>,
-        place: Option<ConvSeq>,
+        said: Said,
         body: &[u8],
         now_us: u64,
     ) -> Option<Arrived> {
+        let Said { author, place, .. } = said;
         let Ok(payload) = Payload::decode(body) else {
             self.counts.corrupt += 1;
             return None;
@@ -329,6 +349,14 @@ impl Verifier {
             return None;
         }
         let is_reader = match self.flows.groups() {
+            _ if let Some(crowds) = self.flows.crowds() => {
+                let group = payload.flow / WRITERS;
+                // One of no group is judged by the account: nobody sent it.
+                group >= crowds.len()
+                    || (said.crowd == Some(group)
+                        && crowds.seat(group, recipient).is_some()
+                        && payload.sender != self.flows.user(recipient))
+            }
             // One of no group is judged by the account: nobody sent it.
             Some(groups) if payload.flow < groups.count => {
                 groups.members_of(payload.flow).contains(&recipient)
@@ -345,6 +373,17 @@ impl Verifier {
             Ledger::Answered(answered) => answered.arrived(&payload, place, counts),
             Ledger::Counted(counted) => counted.arrived(&payload, place, counts),
             Ledger::Groups(groups) => groups.arrived(&payload, recipient, counts),
+            Ledger::Crowds(crowds) => {
+                let group = payload.flow / WRITERS;
+                let seat = self
+                    .flows
+                    .crowds()
+                    .and_then(|all| all.seat(group, recipient));
+                match seat {
+                    Some(seat) => crowds.arrived(&payload, seat, place, counts),
+                    None => Judgement::Invented,
+                }
+            }
         };
         match judgement {
             Judgement::First => {}
@@ -400,38 +439,26 @@ impl Verifier {
     pub(crate) fn mark_read(&mut self, flow: u32) -> Option<ConvSeq> {
         match &mut self.ledger {
             Ledger::Answered(answered) => answered.mark_read(flow),
-            Ledger::Counted(_) | Ledger::Groups(_) => None,
+            Ledger::Counted(_) | Ledger::Groups(_) | Ledger::Crowds(_) => None,
         }
     }
 
-    // --- the end
+    // --- groups that change
 
-    /// Every message was answered, where that is promised, and every accepted one has arrived.
-    pub(crate) fn is_settled(&self) -> bool {
-        if !self.expects_deliveries {
-            return true;
-        }
-        match &self.ledger {
-            Ledger::Answered(answered) => answered.is_settled(),
-            Ledger::Counted(_) => self.counts.delivered >= self.counts.sent,
-            Ledger::Groups(_) => {
-                let counts = &self.counts;
-                let refused = counts.refused_total();
-                counts.accepted + refused >= counts.sent
-                    && counts.delivered + refused >= counts.sent
-            }
+    /// A member of a group is going to be removed.
+    pub(crate) fn will_change(&mut self, group: u32, user: u32) {
+        let seat = self.flows.crowds().and_then(|all| all.seat(group, user));
+        if let (Ledger::Crowds(crowds), Some(seat)) = (&mut self.ledger, seat) {
+            crowds.will_change(seat);
         }
     }
 
-    /// Flows whose delivered or read mark is behind, as (sender, recipient's user).
-    pub(crate) fn receipts_behind(&self) -> Box<dyn Iterator<Item = (u32, UserId)> + '_> {
-        let Ledger::Answered(answered) = &self.ledger else {
-            return Box::new(std::iter::empty());
-        };
-        Box::new(answered.behind().map(|flow| {
-            let recipient = self.flows.user(self.flows.recipient(flow));
-            (self.flows.sender(flow), recipient)
-        }))
+    /// It was removed, or added again, at this place of the group's conversation.
+    pub(crate) fn group_changed(&mut self, group: u32, user: u32, added: bool, place: ConvSeq) {
+        let seat = self.flows.crowds().and_then(|all| all.seat(group, user));
+        if let (Ledger::Crowds(crowds), Some(seat)) = (&mut self.ledger, seat) {
+            crowds.changed(seat, added, place);
+        }
     }
 
     pub(crate) const fn counts(&self) -> &Counts {
@@ -447,76 +474,6 @@ impl Verifier {
     pub(crate) const fn flows(&self) -> &Flows {
         &self.flows
     }
-
-    /// What all of this takes now.
-    fn bytes(&self) -> u64 {
-        let ledger = match &self.ledger {
-            Ledger::Answered(answered) => answered.bytes(),
-            Ledger::Counted(counted) => counted.bytes(),
-            Ledger::Groups(groups) => groups.bytes(),
-        };
-        let times = &self.times;
-        let histograms = [
-            &times.latency_us,
-            &times.sent_latency_us,
-            &times.service_us,
-            &times.storm_latency_us,
-            &times.affected_latency_us,
-        ];
-        let histograms: usize = histograms
-            .iter()
-            .map(|histogram| histogram.distinct_values() * size_of::<u64>())
-            .sum();
-        let users = self.calm_since_us.capacity() * size_of::<u64>();
-        (size_of::<Self>() + self.flows.bytes() + ledger + histograms + users) as u64
-    }
-
-    /// Judges what is still open, and gives everything away.
-    pub(crate) fn finish(self) -> Findings {
-        let bytes = self.bytes();
-        let mut counts = self.counts;
-        match &self.ledger {
-            Ledger::Answered(answered) => answered.judge_open(&mut counts),
-            Ledger::Counted(_) | Ledger::Groups(_) => {
-                let refused = counts.refused_total();
-                counts.unanswered = counts.sent.saturating_sub(counts.accepted + refused);
-                // Which copy was refused or not answered is not kept: as far as these go, what is
-                // missing is put down to them.
-                let missing = counts.sent.saturating_sub(counts.delivered);
-                counts.lost = missing.saturating_sub(refused + counts.unanswered);
-            }
-        }
-        if !self.expects_deliveries {
-            counts.lost = 0;
-        }
-        Findings {
-            counts,
-            bytes,
-            latency_us: self.times.latency_us,
-            sent_latency_us: self.times.sent_latency_us,
-            service_us: self.times.service_us,
-            storm_latency_us: self.times.storm_latency_us,
-            affected_latency_us: self.times.affected_latency_us,
-        }
-    }
-}
-
-/// The verifier's last word.
-#[derive(Debug, Serialize, Deserialize)]
-pub(crate) struct Findings {
-    pub counts: Counts,
-    /// Memory of the verifier at the end.
-    pub bytes: u64,
-    #[serde(with = "remote::histogram")]
-    pub latency_us: Histogram<u64>,
-    #[serde(with = "remote::histogram")]
-    pub sent_latency_us: Histogram<u64>,
-    #[serde(with = "remote::histogram")]
-    pub service_us: Histogram<u64>,
-    #[serde(with = "remote::histogram")]
-    pub storm_latency_us: Histogram<u64>,
-    #[serde(with = "remote::histogram")]
-    pub affected_latency_us: Histogram<u64>,
 }
 
 fn record(histogram: &mut Histogram<u64>, from_us: u64, now_us: u64) {

@@ -2,7 +2,8 @@
 //! to its verifier and waits for what is still on its way.
 //!
 //! [`engine`] is the thread's loop, [`watch`] hears what happens, [`disturb`] says whom the plan
-//! does something to and when, [`later`] keeps what is due after something happened. None of them
+//! does something to and when, [`later`] keeps what is due after something happened, [`life`] does what
+//! users do besides sending. None of them
 //! sees a socket: [`crate::fleet`] does.
 //!
 //! # Invariants
@@ -12,6 +13,7 @@
 mod disturb;
 mod engine;
 mod later;
+mod life;
 mod watch;
 
 use crate::{
@@ -77,6 +79,7 @@ impl<'a> Assignment<'a> {
             first_user: self.first_user,
             users: self.users,
             groups: flows.groups(),
+            crowds: flows.crowds().cloned(),
             tls: self.tls.clone(),
             connects_per_s: self.connects_per_s,
             heartbeat_s: self.heartbeat_s,

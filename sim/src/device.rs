@@ -278,6 +278,13 @@ fn hear(words: &mut Vec<Word>, told: Told<'_>) {
         Told::TokenExpiring { .. } | Told::Renewed { .. } | Told::RenewalRefused { .. } => {
             Word::Broken("a token that runs out, where none does")
         }
+        Told::GroupChanged { .. }
+        | Told::GroupReceipt { .. }
+        | Told::GroupReadElsewhere { .. }
+        | Told::Withdrawn { .. }
+        | Told::Signal { .. }
+        | Told::Presence { .. }
+        | Told::Answer { .. } => Word::Broken("something that no device here has asked for"),
         Told::ProtocolFault(_) => Word::Broken("a fault of the protocol"),
     });
 }

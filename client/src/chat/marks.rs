@@ -15,6 +15,8 @@ pub(super) struct Marks {
     sent: VecDeque<Sent>,
     delivered: ConvSeq,
     read: ConvSeq,
+    /// In a group: how many have got to which message, delivered and read.
+    told: [(ConvSeq, u16); 2],
 }
 
 #[derive(Debug)]
@@ -75,6 +77,18 @@ impl Marks {
         text
     }
 
+    /// So many members of a group have got to a message: its excerpt, if that is news.
+    pub(super) fn partly(&mut self, read: bool, up_to: ConvSeq, reached: u16) -> Option<String> {
+        let told = &mut self.told[usize::from(read)];
+        if reached == 0 || (up_to, reached) <= *told {
+            return None;
+        }
+        *told = (up_to, reached);
+        let sent = self.sent.iter().rev();
+        let last = sent.into_iter().find(|sent| sent.conv_seq <= up_to)?;
+        Some(last.excerpt.clone())
+    }
+
     pub(super) fn unsent(&self) -> usize {
         self.queued.len()
     }
@@ -123,6 +137,19 @@ mod tests {
         assert!(marks.reached(true, ConvSeq(99)).is_some());
         assert_eq!(marks.reached(false, ConvSeq(99)), None);
         assert!(!marks.are_open());
+    }
+
+    #[test]
+    fn a_group_gets_there_one_by_one_and_each_count_is_shown_once() {
+        let mut marks = Marks::default();
+        marks.queued(MsgId(1), "hi");
+        marks.sent(MsgId(1), ConvSeq(10));
+        assert_eq!(marks.partly(false, ConvSeq(10), 0), None);
+        assert_eq!(marks.partly(false, ConvSeq(10), 1).as_deref(), Some("hi"));
+        assert_eq!(marks.partly(false, ConvSeq(10), 1), None);
+        assert!(marks.partly(false, ConvSeq(10), 2).is_some());
+        assert!(marks.partly(true, ConvSeq(10), 1).is_some());
+        assert!(marks.are_open());
     }
 
     #[test]

@@ -1,8 +1,9 @@
-//! The terminal chat behind `portico chat`: lines of standard input become messages to one user,
-//! what arrives is printed.
+//! The terminal chat behind `portico chat`: lines of standard input become messages to a user or a
+//! group, what arrives is printed.
 //!
 //! Everything is appended, nothing redrawn, so that it works the same in a terminal, in a pipe and
-//! in a log. The marks behind own messages come as lines of their own: `✓` the server has stored
+//! in a log. In a terminal the line that is being typed stays below what arrives, and can be edited
+//! (docs/decisions/0026). The marks behind own messages come as lines of their own: `✓` the server has stored
 //! it, `✓✓ delivered` a device of the peer has it, `✓✓ read` the peer has seen it.
 //!
 //! # Invariants
@@ -11,6 +12,10 @@
 //! - A line is in the saved outbox before the next one is read: it is sent after a kill, too.
 //! - Nothing that a peer or a server sends reaches the terminal as a control sequence.
 
+mod commands;
+mod company;
+mod editor;
+mod events;
 mod marks;
 mod screen;
 mod store;
@@ -18,19 +23,20 @@ mod store;
 use crate::{
     blocking::Client,
     mint::{KEY_FILE, KeyError, SigningKey},
-    owned::{OwnedEnvelope, OwnedEvent},
-    session::{SendError, Session, SessionConfig, StateError},
+    owned::OwnedEvent,
+    session::{Conv, SendError, Session, SessionConfig, StateError},
     tls::TlsClient,
 };
-use marks::Marks;
+use company::Company;
+use editor::Terminal;
 use portico_wire::{
-    CloseCode, ErrorCode,
-    frame::msg_kind,
-    ids::{ConvSeq, DeviceId, MsgId, Seq, UserId},
+    CloseCode,
+    ids::{DeviceId, Seq, UserId},
 };
 use ring::rand::{SecureRandom, SystemRandom};
 use screen::Screen;
 use std::{
+    collections::VecDeque,
     env,
     io::{self, BufRead, BufReader, IsTerminal, Read, Write},
     path::PathBuf,
@@ -67,8 +73,7 @@ pub struct ChatOptions {
     pub data: PathBuf,
     /// TLS with the gateway.
     pub tls: Option<TlsClient>,
-    /// Colours, if standard output is a terminal and `NO_COLOR` is not set.
-    pub color: bool,
+    pub color: Color,
     /// Go on listening when standard input has ended.
     pub follow: bool,
 }
@@ -84,8 +89,29 @@ impl ChatOptions {
             target: "127.0.0.1:7400".to_owned(),
             data: PathBuf::from("./portico-data"),
             tls: None,
-            color: true,
+            color: Color::Auto,
             follow: false,
+        }
+    }
+}
+
+/// When colours are used.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Color {
+    /// If standard output is a terminal and `NO_COLOR` is not set.
+    #[default]
+    Auto,
+    Always,
+    Never,
+}
+
+impl Color {
+    fn is_on(self, stdout: &io::Stdout) -> bool {
+        let forbidden = env::var_os("NO_COLOR").is_some_and(|value| !value.is_empty());
+        match self {
+            Self::Auto => stdout.is_terminal() && !forbidden,
+            Self::Always => true,
+            Self::Never => false,
         }
     }
 }
@@ -129,8 +155,19 @@ impl std::fmt::Display for Count {
 /// Chats on standard input and output until the input ends.
 pub fn run(options: ChatOptions) -> Result<(), ChatError> {
     let stdout = io::stdout();
-    let no_color = env::var_os("NO_COLOR").is_some_and(|value| !value.is_empty());
-    let color = options.color && stdout.is_terminal() && !no_color;
+    let color = options.color.is_on(&stdout);
+    let (inputs, received) = mpsc::sync_channel(INPUTS_MAX);
+    if io::stdin().is_terminal()
+        && stdout.is_terminal()
+        && let Ok((terminal, above)) = Terminal::open(inputs.clone(), color)
+    {
+        let chat = Chat::start(options, Screen::new(above, color))?;
+        let (prompts, asked) = mpsc::sync_channel(1);
+        let lines = inputs.clone();
+        let prompts = Some(prompts);
+        spawn("chat-input", move || terminal.read(&asked, &lines))?;
+        return chat.run(inputs, &received, prompts, FAREWELL);
+    }
     let screen = Screen::new(stdout.lock(), color);
     run_on(options, BufReader::new(io::stdin()), screen, FAREWELL)
 }
@@ -143,18 +180,10 @@ fn run_on<W: Write>(
     farewell: Duration,
 ) -> Result<(), ChatError> {
     let (inputs, received) = mpsc::sync_channel(INPUTS_MAX);
-    let mut chat = Chat::start(options, screen)?;
+    let chat = Chat::start(options, screen)?;
     let lines = inputs.clone();
     spawn("chat-input", move || read_lines(input, &lines))?;
-    let client = Arc::clone(&chat.client);
-    spawn("chat-events", move || forward_events(&client, &inputs))?;
-    let result = chat.talk(&received, farewell);
-    chat.client.close();
-    // Somebody else may hold this device now, and then the place in the inbox is theirs.
-    if !matches!(result, Err(ChatError::Stopped(_))) {
-        chat.save()?;
-    }
-    result
+    chat.run(inputs, &received, None, farewell)
 }
 
 fn spawn(name: &str, body: impl FnOnce() + Send + 'static) -> Result<(), ChatError> {
@@ -168,6 +197,8 @@ fn spawn(name: &str, body: impl FnOnce() + Send + 'static) -> Result<(), ChatErr
 enum Input {
     Line(String),
     LineTooLong,
+    /// Keys are struck, and no line is there yet.
+    Typing,
     End,
     Event(OwnedEvent),
 }
@@ -178,7 +209,15 @@ struct Chat<W> {
     client: Arc<Client>,
     store: Store,
     screen: Screen<W>,
-    marks: Marks,
+    company: Company,
+    /// Whom we talk to.
+    to: Conv,
+    /// Keystrokes are told to whom we talk to.
+    tells_typing: bool,
+    /// Lines that wait until the group that they are meant for has been made.
+    held: VecDeque<String>,
+    /// Where the line editor waits for its prompt.
+    prompts: Option<SyncSender<String>>,
     synced: bool,
     /// That there is no connection has been said, and is not said again until there was one.
     is_cut_off: bool,
@@ -198,9 +237,10 @@ impl<W: Write> Chat<W> {
         if damaged {
             screen.notice("the saved place was damaged; starting from the server's")?;
         }
-        let mut marks = Marks::default();
+        let to = Conv::User(options.peer);
+        let mut company = Company::default();
         for msg_id in state.unsent() {
-            marks.queued(msg_id, "(from the last time)");
+            company.marks(to).queued(msg_id, "(from the last time)");
         }
         let token = mint(&key, &options);
         let mut config = SessionConfig::new(options.user, options.device, token);
@@ -222,30 +262,73 @@ impl<W: Write> Chat<W> {
             client: Arc::new(client),
             store,
             screen,
-            marks,
+            company,
+            to,
+            tells_typing: true,
+            held: VecDeque::new(),
+            prompts: None,
             synced: false,
             is_cut_off: false,
         })
+    }
+
+    /// Talks until the end, and keeps its place.
+    fn run(
+        mut self,
+        inputs: SyncSender<Input>,
+        received: &Receiver<Input>,
+        prompts: Option<SyncSender<String>>,
+        farewell: Duration,
+    ) -> Result<(), ChatError> {
+        self.prompts = prompts;
+        let client = Arc::clone(&self.client);
+        spawn("chat-events", move || forward_events(&client, &inputs))?;
+        self.prompt();
+        let result = self.talk(received, farewell);
+        self.client.close();
+        // Somebody else may hold this device now, and then the place in the inbox is theirs.
+        if !matches!(result, Err(ChatError::Stopped(_))) {
+            self.save()?;
+        }
+        result
+    }
+
+    /// The line editor may go on.
+    fn prompt(&self) {
+        if let Some(prompts) = &self.prompts {
+            // It waits for one at a time, or has ended.
+            let _ = prompts.try_send(format!(
+                "{}> ",
+                screen::harmless(&self.company.name(self.to))
+            ));
+        }
     }
 
     fn talk(&mut self, inputs: &Receiver<Input>, farewell: Duration) -> Result<(), ChatError> {
         let mut deadline = None;
         loop {
             let left = match deadline {
-                Some(_) if self.synced && self.marks.unsent() == 0 => return Ok(()),
+                Some(_) if self.is_done() => return Ok(()),
                 Some(deadline) => Instant::saturating_duration_since(&deadline, Instant::now()),
                 None => FOREVER,
             };
             match inputs.recv_timeout(left) {
                 Ok(Input::Line(line)) if line == "/quit" => {
+                    self.prompts = None;
                     deadline = Some(Instant::now() + farewell);
                 }
                 Ok(Input::End) if self.options.follow => {}
                 Ok(Input::End) => {
                     deadline.get_or_insert_with(|| Instant::now() + farewell);
                 }
-                Ok(Input::Line(line)) => self.line(&line)?,
+                Ok(Input::Line(line)) => {
+                    self.line(line)?;
+                    self.prompt();
+                }
+                Ok(Input::Typing) if self.tells_typing => self.type_now(),
+                Ok(Input::Typing) => {}
                 Ok(Input::LineTooLong) => {
+                    self.prompt();
                     self.screen.notice(&format!(
                         "not sent: a line has at most {LINE_BYTES_MAX} bytes"
                     ))?;
@@ -253,7 +336,7 @@ impl<W: Write> Chat<W> {
                 Ok(Input::Event(event)) => self.event(event)?,
                 Err(RecvTimeoutError::Timeout) if deadline.is_none() => {}
                 Err(RecvTimeoutError::Timeout | RecvTimeoutError::Disconnected) => {
-                    return match self.marks.unsent() {
+                    return match self.company.unsent() {
                         0 if self.client.phase().is_welcome() => Ok(()),
                         0 => Err(ChatError::NoConnection(self.options.target.clone())),
                         count => Err(ChatError::Unsent(Count(count))),
@@ -263,176 +346,49 @@ impl<W: Write> Chat<W> {
         }
     }
 
-    fn line(&mut self, line: &str) -> Result<(), ChatError> {
-        let text = match line {
-            "" => return Ok(()),
-            "/help" => {
-                let help = "a line is a message; /quit (or Ctrl-D) ends; // sends a leading slash";
-                return Ok(self.screen.notice(help)?);
-            }
-            _ => match line.strip_prefix('/') {
-                Some(text) if text.starts_with('/') => text,
-                Some(_) => return Ok(self.screen.notice("no such command; /help")?),
-                None => line,
-            },
-        };
-        self.send(text)
+    /// Everything has been sent and answered.
+    fn is_done(&self) -> bool {
+        let quiet = self.company.is_idle() && self.held.is_empty();
+        self.synced && quiet && self.company.unsent() == 0
+    }
+
+    fn line(&mut self, line: String) -> Result<(), ChatError> {
+        if self.company.is_creating() {
+            self.held.push_back(line);
+            return Ok(());
+        }
+        match line.strip_prefix('/') {
+            _ if line.is_empty() => Ok(()),
+            Some(text) if text.starts_with('/') => self.send(text),
+            Some(command) => self.command(command),
+            None => self.send(&line),
+        }
+    }
+
+    /// Lines that had to wait.
+    fn go_on(&mut self) -> Result<(), ChatError> {
+        while !self.company.is_creating()
+            && let Some(line) = self.held.pop_front()
+        {
+            self.line(line)?;
+        }
+        self.prompt();
+        Ok(())
     }
 
     fn send(&mut self, text: &str) -> Result<(), ChatError> {
-        match self.client.send_text(self.options.peer, text) {
-            Ok(msg_id) => self.marks.queued(msg_id, text),
+        self.send_to(self.to, text)
+    }
+
+    fn send_to(&mut self, to: Conv, text: &str) -> Result<(), ChatError> {
+        match self.client.send_text(to, text) {
+            Ok(msg_id) => self.company.marks(to).queued(msg_id, text),
             Err(SendError::Full) => {
                 self.screen
                     .notice("not sent: too many messages are waiting for the server")?;
             }
             Err(error) => self.screen.notice(&format!("not sent: {error}"))?,
         }
-        self.save()
-    }
-
-    fn event(&mut self, event: OwnedEvent) -> Result<(), ChatError> {
-        match event {
-            OwnedEvent::Message {
-                seq,
-                conv_seq,
-                peer,
-                from,
-                from_device,
-                kind,
-                envelope,
-                ..
-            } => {
-                let author = Author {
-                    user: from,
-                    device: from_device,
-                };
-                self.show(author, conv_seq, kind, envelope)?;
-                self.passed(seq)?;
-                if from != self.options.user {
-                    self.client.read(peer, conv_seq);
-                }
-            }
-            OwnedEvent::Undecodable { from, .. } => {
-                self.screen
-                    .notice(&format!("a message from user {from} cannot be read"))?;
-                self.save()?;
-            }
-            OwnedEvent::Sent {
-                msg_id, conv_seq, ..
-            } => {
-                if let Some(text) = self.marks.sent(msg_id, conv_seq) {
-                    self.screen.mark(conv_seq.0, "✓", &text)?;
-                }
-                self.save()?;
-            }
-            OwnedEvent::Refused {
-                msg_id,
-                code,
-                will_retry,
-                ..
-            } => self.refused(msg_id, code, will_retry)?,
-            OwnedEvent::Receipt {
-                peer,
-                read,
-                up_to,
-                at_s,
-            } if peer == self.options.peer => {
-                if let Some(text) = self.marks.reached(read, up_to) {
-                    let mark = if read {
-                        "✓✓ read"
-                    } else {
-                        "✓✓ delivered"
-                    };
-                    let at_us = u64::from(at_s) * 1_000_000;
-                    self.screen.mark(at_us, mark, &text)?;
-                }
-            }
-            OwnedEvent::TokenExpiring { .. } => {
-                self.client.renew(mint(&self.key, &self.options));
-            }
-            OwnedEvent::RenewalRefused { code } => {
-                let text = format!("the gateway did not take a new token ({code})");
-                self.screen.notice(&text)?;
-            }
-            OwnedEvent::Welcome { .. } => {
-                self.is_cut_off = false;
-                let (user, target) = (self.options.user, &self.options.target);
-                let text = format!("connected to {target} as user {user}");
-                self.screen.notice(&text)?;
-            }
-            OwnedEvent::Synced { .. } => {
-                self.synced = true;
-                self.save()?;
-                if self.marks.are_open() {
-                    self.client.receipts(&[self.options.peer]);
-                }
-            }
-            OwnedEvent::Gap { .. } => {
-                self.screen
-                    .notice("older messages were dropped by the server's retention")?;
-            }
-            OwnedEvent::Draining { .. } => self.screen.notice("the server is going away")?,
-            OwnedEvent::Closed {
-                code,
-                reconnect_after_ms,
-                detail,
-                ..
-            } => self.closed(code, reconnect_after_ms, &detail)?,
-            OwnedEvent::ProtocolFault(fault) => {
-                self.screen
-                    .notice(&format!("the server broke the protocol: {fault}"))?;
-            }
-            OwnedEvent::Receipt { .. }
-            | OwnedEvent::Renewed { .. }
-            | OwnedEvent::ReadElsewhere { .. }
-            | OwnedEvent::Duplicate { .. } => {}
-        }
-        Ok(())
-    }
-
-    fn show(
-        &mut self,
-        author: Author,
-        conv_seq: ConvSeq,
-        kind: u8,
-        envelope: Option<OwnedEnvelope>,
-    ) -> Result<(), ChatError> {
-        // Keys and the chatter of devices are not for people.
-        if matches!(kind, msg_kind::KEY_DISTRIBUTION | msg_kind::DEVICE_SYNC) {
-            return Ok(());
-        }
-        let name = if author.user == self.options.user {
-            format!("you (device {})", author.device)
-        } else {
-            format!("user {}", author.user)
-        };
-        let text = match &envelope {
-            None => "(withdrawn)".into(),
-            Some(envelope) if envelope.cipher != 0 || envelope.packing != 0 => "(encrypted)".into(),
-            Some(envelope) => String::from_utf8_lossy(&envelope.body),
-        };
-        self.screen.message(conv_seq.0, &name, &text)?;
-        Ok(())
-    }
-
-    fn refused(
-        &mut self,
-        msg_id: MsgId,
-        code: ErrorCode,
-        will_retry: bool,
-    ) -> Result<(), ChatError> {
-        if will_retry {
-            return Ok(self.screen.notice(&format!("not sent yet: {code}"))?);
-        }
-        let Some(text) = self.marks.refused(msg_id) else {
-            return Ok(());
-        };
-        // The session has set its clock by the server's: a new id will do.
-        if code == ErrorCode::CLOCK_AHEAD {
-            return self.send(&text);
-        }
-        self.screen.notice(&format!("not sent: {code}: {text}"))?;
         self.save()
     }
 
@@ -475,13 +431,6 @@ impl<W: Write> Chat<W> {
     fn save(&self) -> Result<(), ChatError> {
         self.store.save(&self.client.state())
     }
-}
-
-/// Who wrote a message.
-#[derive(Clone, Copy, Debug)]
-struct Author {
-    user: UserId,
-    device: DeviceId,
 }
 
 fn mint(key: &SigningKey, options: &ChatOptions) -> String {

@@ -97,7 +97,7 @@ const fn date(day: u64) -> (u64, u64, u64) {
 
 /// One printable line: control characters become their pictures, what changes the direction or the
 /// place of other text becomes a replacement character, and the rest is cut off.
-fn harmless(text: &str) -> String {
+pub(super) fn harmless(text: &str) -> String {
     let mut chars = text.chars();
     let mut line: String = chars
         .by_ref()

@@ -300,11 +300,11 @@ fn a_damaged_place_is_put_aside_and_a_newer_one_left_alone() {
     result.unwrap();
     assert!(text.contains("damaged"), "{text}");
     assert!(saved.with_extension("damaged").exists());
-    fs::write(&saved, b"PTCS\x02from the future").unwrap();
+    fs::write(&saved, b"PTCS\x03from the future").unwrap();
     let (_, result) = piped(data.options(&server, 1, 2), "");
     assert!(matches!(
         result,
-        Err(ChatError::State(StateError::Version(2), _))
+        Err(ChatError::State(StateError::Version(3), _))
     ));
     assert!(saved.exists());
 }
@@ -359,4 +359,78 @@ fn a_chat_over_tls_is_a_chat_and_says_why_it_has_no_connection() {
     let stranger = Running::start_with(options(&Identity::self_signed()), Duration::ZERO);
     stranger.paper.wait("nobody who is trusted; --tls-ca names");
     assert!(stranger.end().1.is_err());
+}
+
+#[test]
+fn a_group_is_made_written_to_and_left() {
+    let (server, data) = (Server::start(identify), Data::new());
+    let two = Running::start(data.options(&server, 2, 1));
+    two.paper.wait("connected");
+    let mut one = Running::start(data.options(&server, 1, 2));
+    one.paper.wait("user 2 is online");
+    one.say("/group team 2");
+    // Meant for the group, although it is typed before the group is there.
+    one.say("hello all");
+    one.paper.wait("you talk to team");
+    one.paper.wait("✓✓ delivered to all 1 hello all");
+    two.paper.wait("user 1 made the group");
+    two.paper.wait("user 1 in group 100: hello all");
+    one.say("/who");
+    one.paper.wait("team, #100: 2 members");
+    one.paper.wait("user 1, owner  you");
+    one.paper.wait("user 2  online");
+    one.say("/invite 3");
+    one.paper.wait("invited");
+    two.paper.wait("user 1 added 3");
+    one.say("second");
+    one.paper.wait("✓✓ delivered to 1 of 2 second");
+    one.say("/typing");
+    two.paper.wait("user 1 is typing in group 100");
+    one.say("/history 1");
+    one.paper.wait("what was said before");
+    one.paper.wait("you: second");
+    assert!(!one.paper.text().contains("you: hello all"));
+    one.say("/leave");
+    one.paper.wait("you talk to user 2");
+    one.say("in private");
+    two.paper.wait("user 1: in private");
+    one.end().1.unwrap();
+    two.end().1.unwrap();
+}
+
+#[test]
+fn commands_say_what_is_wrong_with_them() {
+    let (server, data) = (Server::start(identify), Data::new());
+    let lines = "/group\n/group x y\n/invite 3\n/leave\n/history 0\n/history 101\n/to nobody\n\
+                 /typing perhaps\n/nonsense\n/help\n";
+    let (text, result) = piped(data.options(&server, 1, 2), lines);
+    result.unwrap();
+    for part in [
+        "/group NAME USER",
+        "/invite adds to a group",
+        "/leave leaves a group",
+        "/history N: 1 to 100",
+        "/to USER, or the title",
+        "/typing, /typing on",
+        "no such command",
+        "/quit",
+    ] {
+        assert!(text.contains(part), "{part}: {text}");
+    }
+    assert!(!text.contains('\x1b'));
+    let wide = text.lines().filter(|line| line.chars().count() > 60);
+    assert_eq!(wide.collect::<Vec<_>>(), Vec::<&str>::new());
+}
+
+/// What was asked is answered before the end of a pipe ends the chat.
+#[test]
+fn a_pipe_waits_for_its_answers() {
+    let (server, data) = (Server::start(identify), Data::new());
+    let lines = "/group team 2\none\ntwo\n/history 5\n";
+    let (text, result) = piped(data.options(&server, 1, 2), lines);
+    result.unwrap();
+    assert!(
+        text.contains("you: one") && text.contains("you: two"),
+        "{text}"
+    );
 }

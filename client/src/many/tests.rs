@@ -6,6 +6,7 @@ mod returning;
 
 use super::*;
 use crate::{Event, SessionConfig, SessionState};
+use portico_wire::ids::UserId;
 use portico_wire::{
     CloseCode, Flags, Op, RouteHeader,
     encode::{self, Encoder},

@@ -31,7 +31,9 @@ pub(crate) struct Key {
 #[derive(Clone, Copy, Debug)]
 struct Waiting {
     seq: Seq,
-    /// `None`: the owner has nothing to store, it only keeps its place in line.
+    /// The owner has not stored it; otherwise it only keeps its place in line.
+    open: bool,
+    /// Remembered when it is stored.
     key: Option<Key>,
 }
 
@@ -163,10 +165,22 @@ impl Inbox {
             }
             self.advance(bounds, now_us, seq);
         } else {
-            let key = if stored { None } else { key };
-            let backlog = self.backlog.get_or_insert_default();
-            backlog.waiting.push_back(Waiting { seq, key });
+            self.wait(seq, !stored, if stored { None } else { key });
         }
+    }
+
+    /// The same for an entry that is no message, and is known by its place alone.
+    pub(crate) fn put_entry(&mut self, bounds: Bounds, now_us: u64, seq: Seq, stored: bool) {
+        if stored {
+            self.put(bounds, now_us, seq, None, true);
+        } else {
+            self.wait(seq, true, None);
+        }
+    }
+
+    fn wait(&mut self, seq: Seq, open: bool, key: Option<Key>) {
+        let backlog = self.backlog.get_or_insert_default();
+        backlog.waiting.push_back(Waiting { seq, open, key });
     }
 
     /// The device has everything up to `up_to`, skipped entries included.
@@ -188,10 +202,11 @@ impl Inbox {
     /// The owner has stored everything up to `up_to`; what was never shown is not passed.
     pub(crate) fn store(&mut self, bounds: Bounds, now_us: u64, up_to: Seq) {
         while let Some(entry) = self.first_in_line() {
-            match entry.key {
-                Some(_) if entry.seq > up_to => break,
-                Some(key) => self.remember(bounds, key),
-                None => {}
+            if entry.open && entry.seq > up_to {
+                break;
+            }
+            if let Some(key) = entry.key {
+                self.remember(bounds, key);
             }
             if let Some(backlog) = &mut self.backlog {
                 backlog.waiting.pop_front();

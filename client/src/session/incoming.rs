@@ -1,7 +1,9 @@
 //! What each operation from the server does to a session.
 
 use super::{
-    Alarm, Ending, ResumeToken, Session, bounds,
+    Alarm, Ending, ResumeToken, Session,
+    answers::{group_of, on_presence, on_signal},
+    bounds,
     config::Now,
     event::{Event, Phase, ProtocolFault},
     inbox::{Arrival, Key},
@@ -43,8 +45,16 @@ impl Session {
                 return Ok(());
             }
             _ if !self.phase.is_welcome() => return early(frame),
+            _ if corr != 0
+                && let Some(asked) = self.requests.asked(corr) =>
+            {
+                return self.on_answer(now, frame, asked, on_event);
+            }
             Some(Op::Deliver) => return self.on_deliver(now, frame, on_event),
+            Some(Op::GroupEvent | Op::Revoke) => return self.on_entry(now, frame, on_event),
             Some(Op::Receipt) => self.on_receipt(frame, on_event),
+            Some(Op::Signal) => on_signal(frame, on_event),
+            Some(Op::Presence) => on_presence(frame, on_event),
             Some(Op::Sent) => {
                 let header = frame.seq_header();
                 let (conv_seq, duplicate) = (ConvSeq(header.seq), header.arg & 1 == 1);
@@ -183,6 +193,9 @@ impl Session {
             receipt_kind::READ => true,
             _ => return,
         };
+        if route.conv_kind == ConvKind::GROUP {
+            return self.on_group_receipt(&route, frame.aux(), on_event);
+        }
         if route.conv_kind != ConvKind::DIRECT {
             return;
         }
@@ -268,7 +281,7 @@ impl Session {
         self.end(now, ending, on_event);
     }
 
-    const fn set_server_clock(&mut self, now: Now, server_us: u64) {
+    pub(super) const fn set_server_clock(&mut self, now: Now, server_us: u64) {
         if server_us != 0 && server_us < SERVER_US_END {
             self.server_offset_us = NonZeroU64::new(server_us.wrapping_sub(now.mono_us));
         }
@@ -288,9 +301,12 @@ fn show(
     ephemeral: bool,
     on_event: &mut dyn FnMut(Event<'_>),
 ) -> bool {
-    if route.conv_kind != ConvKind::DIRECT {
-        return false;
-    }
+    let group = group_of(route);
+    let peer = match group {
+        Some(_) => route.user,
+        None if route.conv_kind == ConvKind::DIRECT => UserId(route.conv),
+        None => return false,
+    };
     let raw = frame.body();
     let envelope = match raw {
         [] => None,
@@ -309,7 +325,8 @@ fn show(
     on_event(Event::Message {
         seq: route.seq,
         conv_seq: route.conv_seq,
-        peer: UserId(route.conv),
+        peer,
+        group,
         from: route.user,
         from_device: route.dev,
         msg_id: route.msg_id,

@@ -6,17 +6,21 @@
 //! - Nothing is sent again on a timer of its own: only after a reconnect or a temporary error.
 //! - [`Work`] exists while there is something in it; a heartbeat needs none.
 
+mod ask;
 mod work;
+
+pub(crate) use ask::Ask;
 
 use super::{
     config::{Now, SendOptions},
-    event::{Event, SendError},
+    conv::Conv,
+    event::{AskId, Event, SendError},
 };
 use portico_wire::{
-    ErrorCode, Flags,
+    ErrorCode, Flags, Op,
     code::ErrorReaction,
     encode::put_ping,
-    ids::{ConvSeq, MsgId, UserId},
+    ids::{ConvSeq, GroupId, MsgId},
 };
 use work::{Open, Pump, Read, Request, Work};
 
@@ -25,12 +29,14 @@ use work::{Open, Pump, Read, Request, Work};
 const READS_MAX: usize = 1_024;
 /// Conversations whose receipts are still to be asked for.
 const ASKS_MAX: usize = 10_000;
+/// Requests with a value that wait to be sent. More are refused.
+const ASKED_MAX: usize = 1_024;
 
 /// A message that has no SENT yet.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Message {
     pub(crate) msg_id: MsgId,
-    pub(crate) to: UserId,
+    pub(crate) to: Conv,
     pub(crate) body: Box<[u8]>,
     /// Wall time at which the owner sent it.
     pub(crate) queued_us: u64,
@@ -75,15 +81,15 @@ pub(crate) struct Requests {
 }
 
 impl Requests {
-    pub(crate) fn new(messages: Vec<Message>, reads: Vec<(UserId, ConvSeq)>) -> Self {
+    pub(crate) fn new(messages: Vec<Message>, reads: Vec<(Conv, ConvSeq)>) -> Self {
         let mut requests = Self::default();
         for mut message in messages {
             let work = requests.work();
             message.order = work.next_order();
             work.queue.push_back(message);
         }
-        for (peer, up_to) in reads {
-            requests.read(peer, up_to);
+        for (conv, up_to) in reads {
+            requests.read(conv, up_to);
         }
         requests
     }
@@ -92,7 +98,7 @@ impl Requests {
     pub(crate) fn send(
         &mut self,
         now: Now,
-        to: UserId,
+        to: Conv,
         msg_id: MsgId,
         body: &[u8],
         options: SendOptions,
@@ -119,9 +125,9 @@ impl Requests {
     }
 
     /// Marks a conversation as read; only the greatest mark of each is kept.
-    pub(crate) fn read(&mut self, peer: UserId, up_to: ConvSeq) {
+    pub(crate) fn read(&mut self, conv: Conv, up_to: ConvSeq) {
         let reads = &mut self.work().reads;
-        if let Some(read) = reads.iter_mut().find(|read| read.peer == peer) {
+        if let Some(read) = reads.iter_mut().find(|read| read.conv == conv) {
             read.up_to = read.up_to.max(up_to);
             return;
         }
@@ -129,7 +135,7 @@ impl Requests {
             reads.remove(0);
         }
         reads.push(Read {
-            peer,
+            conv,
             up_to,
             open: false,
             failures: 0,
@@ -138,10 +144,59 @@ impl Requests {
     }
 
     /// Asks for the watermarks of conversations. Not repeated when a connection ends.
-    pub(crate) fn ask_receipts(&mut self, peers: &[UserId]) {
+    pub(crate) fn ask_receipts(&mut self, convs: impl IntoIterator<Item = Conv>) {
         let asks = &mut self.work().asks;
         let room = ASKS_MAX.saturating_sub(asks.len());
-        asks.extend(peers.iter().copied().take(room));
+        asks.extend(convs.into_iter().take(room));
+    }
+
+    /// Asks for the marks of each member.
+    pub(crate) fn ask_member_receipts(&mut self, group: GroupId) {
+        let asks = &mut self.work().member_asks;
+        if asks.len() < ASKS_MAX {
+            asks.push_back(group);
+        }
+    }
+
+    /// Takes a request in, unless too many wait already.
+    pub(crate) fn ask(&mut self, ask: Ask) -> Result<(), SendError> {
+        let asked = &mut self.work().asked;
+        if asked.len() >= ASKED_MAX {
+            return Err(SendError::Full);
+        }
+        asked.push_back(ask);
+        Ok(())
+    }
+
+    /// What this answer is about, if it is a request with a value; it stays open.
+    pub(crate) fn asked(&self, corr: u32) -> Option<(AskId, Op)> {
+        let open = &self.work.as_ref()?.open;
+        let open = open.iter().find(|open| open.corr == corr)?;
+        match &open.request {
+            Request::Ask(ask) => Some((ask.id, ask.op)),
+            Request::Send(_) | Request::Read { .. } | Request::Receipts => None,
+        }
+    }
+
+    /// The last part of the answer has come.
+    pub(crate) fn answered(&mut self, corr: u32) {
+        if self.asked(corr).is_some()
+            && let Some(work) = &mut self.work
+        {
+            work.close(corr);
+        }
+        self.shrink();
+    }
+
+    /// Requests that ended with their connection.
+    pub(crate) fn take_unanswered(&mut self) -> Vec<AskId> {
+        let unanswered = self
+            .work
+            .as_mut()
+            .map(|work| work.take_unanswered())
+            .unwrap_or_default();
+        self.shrink();
+        unanswered
     }
 
     /// The number of a request that the session itself keeps.
@@ -209,11 +264,11 @@ impl Requests {
     ) -> Result<(), WrongReply> {
         match self.close(corr)? {
             None | Some(Request::Receipts) => {}
-            Some(Request::Read { peer, up_to }) => {
+            Some(Request::Read { conv, up_to }) => {
                 let reads = &mut self.work().reads;
-                reads.retain(|read| read.peer != peer || read.up_to > up_to);
+                reads.retain(|read| read.conv != conv || read.up_to > up_to);
                 // The owner has read on meanwhile: the new mark goes out next.
-                if let Some(read) = reads.iter_mut().find(|read| read.peer == peer) {
+                if let Some(read) = reads.iter_mut().find(|read| read.conv == conv) {
                     read.open = false;
                     read.failures = 0;
                 }
@@ -263,11 +318,12 @@ impl Requests {
         };
         let work = self.work();
         match request {
-            Request::Receipts => {}
-            Request::Read { peer, .. } => match code.reaction() {
-                ErrorReaction::Mend => work.reads.retain(|read| read.peer != peer),
+            // Answered elsewhere.
+            Request::Ask(_) | Request::Receipts => {}
+            Request::Read { conv, .. } => match code.reaction() {
+                ErrorReaction::Mend => work.reads.retain(|read| read.conv != conv),
                 ErrorReaction::SignIn | ErrorReaction::RetryPlain | ErrorReaction::RetryMarked => {
-                    work.rest_read(peer, now, retry_after_ms);
+                    work.rest_read(conv, now, retry_after_ms);
                 }
             },
             Request::Send(message) => {
@@ -324,9 +380,9 @@ impl Requests {
         messages
     }
 
-    pub(crate) fn saved_reads(&self) -> Vec<(UserId, ConvSeq)> {
+    pub(crate) fn saved_reads(&self) -> Vec<(Conv, ConvSeq)> {
         let reads = self.work.iter().flat_map(|work| &work.reads);
-        reads.map(|read| (read.peer, read.up_to)).collect()
+        reads.map(|read| (read.conv, read.up_to)).collect()
     }
 
     fn messages(&self) -> impl Iterator<Item = &Message> {

@@ -3,24 +3,28 @@
 //! ```text
 //! "PTCS" version:u8  cursor:u64
 //! resume_len:u32 resume
-//! count:u32 { msg_id:[u8;16] to:u64 queued_us:u64 ttl_s:u32 flags:u8 kind:u8 body_len:u32 body }
+//! count:u32 { msg_id:[u8;16] conv queued_us:u64 ttl_s:u32 flags:u8 kind:u8 body_len:u32 body }
 //! count:u32 { msg_id:[u8;16] user:u64 device:u16 }
-//! count:u32 { peer:u64 up_to:u64 }
+//! count:u32 { conv up_to:u64 }
 //! checksum:u64
 //! ```
+//! A `conv` is kind:u8 number:u64, in version 1 the number of a user alone.
 //! Little endian. The checksum (FNV-1a over all before it) finds torn and damaged files; it is no
 //! protection against somebody who may write to the file.
 
-use super::{inbox::Key, requests::Message};
+use super::{conv::Conv, inbox::Key, requests::Message};
 use portico_wire::{
     Flags,
+    frame::ConvKind,
     ids::{ConvSeq, DeviceId, MsgId, Seq, UserId},
     limits::{ENVELOPE_BYTES_MAX, RESUME_TOKEN_BYTES_MAX},
 };
 use std::fmt;
 
 const MAGIC: &[u8; 4] = b"PTCS";
-const VERSION: u8 = 1;
+const VERSION: u8 = 2;
+/// Before there were groups.
+const VERSION_USERS_ONLY: u8 = 1;
 const FNV_START: u64 = 0xcbf2_9ce4_8422_2325;
 const FNV_PRIME: u64 = 0x0000_0100_0000_01b3;
 
@@ -36,7 +40,7 @@ pub struct SessionState {
     pub(crate) resume_token: Vec<u8>,
     pub(crate) outbox: Vec<Message>,
     pub(crate) recent: Vec<Key>,
-    pub(crate) reads: Vec<(UserId, ConvSeq)>,
+    pub(crate) reads: Vec<(Conv, ConvSeq)>,
 }
 
 /// Without the resume token, which is as secret as an access token, and without the messages.
@@ -87,7 +91,7 @@ impl SessionState {
         put_count(&mut out, self.outbox.len());
         for message in &self.outbox {
             out.extend_from_slice(&message.msg_id.to_bytes());
-            out.extend_from_slice(&message.to.0.to_le_bytes());
+            put_conv(&mut out, message.to);
             out.extend_from_slice(&message.queued_us.to_le_bytes());
             out.extend_from_slice(&message.ttl_s.to_le_bytes());
             out.push(message.flags.0);
@@ -101,8 +105,8 @@ impl SessionState {
             out.extend_from_slice(&key.device.0.to_le_bytes());
         }
         put_count(&mut out, self.reads.len());
-        for (peer, up_to) in &self.reads {
-            out.extend_from_slice(&peer.0.to_le_bytes());
+        for (conv, up_to) in &self.reads {
+            put_conv(&mut out, *conv);
             out.extend_from_slice(&up_to.0.to_le_bytes());
         }
         let sum = checksum(&out);
@@ -114,23 +118,30 @@ impl SessionState {
         let Some(rest) = bytes.strip_prefix(MAGIC) else {
             return Err(StateError::Foreign);
         };
-        match rest.first() {
-            Some(&VERSION) => {}
+        let users_only = match rest.first() {
+            Some(&VERSION) => false,
+            Some(&VERSION_USERS_ONLY) => true,
             Some(&newer) => return Err(StateError::Version(newer)),
             None => return Err(StateError::Damaged),
-        }
+        };
         let (body, sum) = bytes.split_last_chunk::<8>().ok_or(StateError::Damaged)?;
         if checksum(body) != u64::from_le_bytes(*sum) {
             return Err(StateError::Damaged);
         }
         let fields = body.get(MAGIC.len() + 1..).unwrap_or_default();
-        Reader(fields).state().ok_or(StateError::Damaged)
+        let reader = Reader { fields, users_only };
+        reader.state().ok_or(StateError::Damaged)
     }
 }
 
 fn put_count(out: &mut Vec<u8>, count: usize) {
     // All lists are bounded far below 2^32 by the session's limits.
     out.extend_from_slice(&(count as u32).to_le_bytes());
+}
+
+fn put_conv(out: &mut Vec<u8>, conv: Conv) {
+    out.push(conv.kind().0);
+    out.extend_from_slice(&conv.number().to_le_bytes());
 }
 
 fn put_bytes(out: &mut Vec<u8>, bytes: &[u8]) {
@@ -146,7 +157,10 @@ fn checksum(bytes: &[u8]) -> u64 {
 
 /// Takes fields off the front. Lists grow as their elements are found, so a count alone reserves
 /// nothing.
-struct Reader<'a>(&'a [u8]);
+struct Reader<'a> {
+    fields: &'a [u8],
+    users_only: bool,
+}
 
 impl<'a> Reader<'a> {
     fn state(mut self) -> Option<SessionState> {
@@ -167,17 +181,15 @@ impl<'a> Reader<'a> {
             });
         }
         for _ in 0..self.u32()? {
-            state
-                .reads
-                .push((UserId(self.u64()?), ConvSeq(self.u64()?)));
+            state.reads.push((self.conv()?, ConvSeq(self.u64()?)));
         }
-        self.0.is_empty().then_some(state)
+        self.fields.is_empty().then_some(state)
     }
 
     fn message(&mut self) -> Option<Message> {
         Some(Message {
             msg_id: MsgId::from_bytes(self.take()?),
-            to: UserId(self.u64()?),
+            to: self.conv()?,
             queued_us: self.u64()?,
             ttl_s: self.u32()?,
             flags: Flags(u8::from_le_bytes(self.take()?)),
@@ -189,9 +201,18 @@ impl<'a> Reader<'a> {
         })
     }
 
+    fn conv(&mut self) -> Option<Conv> {
+        let kind = if self.users_only {
+            ConvKind::DIRECT
+        } else {
+            ConvKind(u8::from_le_bytes(self.take()?))
+        };
+        Conv::of(kind, self.u64()?)
+    }
+
     fn take<const N: usize>(&mut self) -> Option<[u8; N]> {
-        let (first, rest) = self.0.split_first_chunk()?;
-        self.0 = rest;
+        let (first, rest) = self.fields.split_first_chunk()?;
+        self.fields = rest;
         Some(*first)
     }
 
@@ -208,8 +229,8 @@ impl<'a> Reader<'a> {
         if len > bytes_max {
             return None;
         }
-        let (bytes, rest) = self.0.split_at_checked(len)?;
-        self.0 = rest;
+        let (bytes, rest) = self.fields.split_at_checked(len)?;
+        self.fields = rest;
         Some(bytes)
     }
 }

@@ -391,10 +391,10 @@ fn unknown_operations_are_ignored_but_acknowledged() {
         .server
         .routed(200, Delivery::new(10), Flags::NONE, b"the future");
     story.server.routed(
-        Op::GroupEvent as u8,
+        Op::DevicesChanged as u8,
         Delivery::new(11),
         Flags::NONE,
-        b"a group",
+        b"devices",
     );
     story.server.plain(Op::MediaReady, 0);
     story.receive();

@@ -50,8 +50,40 @@ fn damaged_states_are_refused() {
         assert!(SessionState::decode(&changed).is_err(), "byte {at}");
     }
     let mut newer = bytes;
-    newer[4] = 2;
-    assert_eq!(SessionState::decode(&newer), Err(StateError::Version(2)));
+    newer[4] = 3;
+    assert_eq!(SessionState::decode(&newer), Err(StateError::Version(3)));
+}
+
+/// A state that was saved before there were groups, with a message and a read mark to user 2.
+#[test]
+fn states_of_the_first_version_are_read() {
+    let mut old = b"PTCS\x01".to_vec();
+    old.extend_from_slice(&30_u64.to_le_bytes());
+    old.extend_from_slice(&0_u32.to_le_bytes());
+    old.extend_from_slice(&1_u32.to_le_bytes());
+    old.extend_from_slice(&[7; 16]);
+    old.extend_from_slice(&PEER.0.to_le_bytes());
+    old.extend_from_slice(&1_790_000_000_000_000_u64.to_le_bytes());
+    old.extend_from_slice(&[0; 6]);
+    old.extend_from_slice(&0_u32.to_le_bytes());
+    old.extend_from_slice(&0_u32.to_le_bytes());
+    old.extend_from_slice(&1_u32.to_le_bytes());
+    old.extend_from_slice(&PEER.0.to_le_bytes());
+    old.extend_from_slice(&9_u64.to_le_bytes());
+    let sum = old.iter().fold(0xcbf2_9ce4_8422_2325_u64, |sum, byte| {
+        (sum ^ u64::from(*byte)).wrapping_mul(0x0000_0100_0000_01b3)
+    });
+    old.extend_from_slice(&sum.to_le_bytes());
+    let state = SessionState::decode(&old).unwrap();
+    assert_eq!(state.cursor, Seq(30));
+    let mut story = Story::with(|_| {}, state, 1);
+    story.log_in();
+    let frames = story.written();
+    let to: Vec<_> = frames
+        .iter()
+        .map(|seen| (seen.op, seen.route.conv))
+        .collect();
+    assert_eq!(to, [(Op::Receipt, PEER.0), (Op::Send, PEER.0)]);
 }
 
 #[test]

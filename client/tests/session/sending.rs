@@ -299,6 +299,49 @@ fn a_servers_wish_for_time_is_kept_and_holds_all_messages() {
     assert_eq!(texts, ["a", "b", "c"]);
 }
 
+/// A server that takes ten messages at once and 200 a second, and gives each one that it refuses the next
+/// place in line.
+#[test]
+fn messages_refused_together_go_each_in_its_own_place() {
+    const PLACE_US: u64 = 5_000;
+    const BURST_US: u64 = 10 * PLACE_US;
+    let mut story = Story::live();
+    let all: Vec<MsgId> = (0..300).map(|n| story.send(&format!("{n}"))).collect();
+    let begun_us = story.now.mono_us;
+    let (mut good_at_us, mut told_us) = (begun_us, begun_us);
+    let (mut taken, mut refused) = (Vec::new(), 0);
+    loop {
+        let now_us = story.now.mono_us;
+        for seen in story.sends() {
+            assert!(!seen.is_retry(), "it was certainly not accepted");
+            let owed_us = good_at_us.max(now_us) + PLACE_US - now_us;
+            if owed_us <= BURST_US {
+                good_at_us = now_us + owed_us;
+                taken.push(seen.route.msg_id);
+                story.server.sent(seen.corr, now_us, false);
+            } else {
+                refused += 1;
+                let first_us = now_us + owed_us - BURST_US;
+                told_us = first_us.max(told_us + PLACE_US);
+                let wait_ms = (told_us - now_us).div_ceil(1_000) as u32;
+                let code = ErrorCode::RATE_LIMITED;
+                story.server.error(seen.corr, code, wait_ms);
+            }
+        }
+        story.receive();
+        if taken.len() == all.len() {
+            break;
+        }
+        let next_us = story.session.next_timeout().expect("something waits");
+        story.pass(next_us.saturating_sub(story.now.mono_us).max(1_000));
+    }
+    assert_eq!(taken, all);
+    let took_us = story.now.mono_us - begun_us;
+    assert!(took_us < 1_600_000, "{took_us}");
+    // Each waited once, but for those that had not been sent when the line began.
+    assert!(refused < all.len() + 50, "{refused}");
+}
+
 #[test]
 fn later_messages_to_the_same_peer_are_kept_back_others_are_not() {
     let mut story = Story::live();

@@ -1,10 +1,13 @@
 //! A gateway in memory behind a socket on loopback: logins, inboxes, cursors, idempotency,
 //! receipts. Faults are queued in [`World`] and taken one by one.
 
+mod life;
+
 use super::{Delivery, Peer, Seen};
+use life::Life;
 use portico_wire::{
     CloseCode, ErrorCode, Flags, Op,
-    frame::receipt_kind,
+    frame::{ConvKind, receipt_kind},
     ids::{DeviceId, UserId},
     message::{Hello, Welcome},
 };
@@ -65,6 +68,7 @@ pub struct World {
     accepted: HashMap<(u64, u16, u128), u64>,
     cursors: HashMap<(u64, u16), u64>,
     online: HashMap<(u64, u16), Online>,
+    life: Life,
 }
 
 #[derive(Debug)]
@@ -251,6 +255,9 @@ impl Connection {
                 *cursor = (*cursor).max(seen.seq.seq);
                 Self::delivered(world, device.0, seen.seq.seq);
             }
+            (Op::Receipt, Some(_)) if seen.route.conv_kind == ConvKind::GROUP => {
+                self.peer.done(seen.corr);
+            }
             (Op::Receipt, Some(device)) => {
                 let (peer, up_to) = (seen.route.conv, seen.route.conv_seq.0);
                 world.push_to(peer, |out| {
@@ -262,6 +269,7 @@ impl Connection {
             (Op::ReceiptsGet, Some(_)) => {
                 self.peer.done(seen.corr);
             }
+            (_, Some(device)) if self.lives(world, device, &seen) => {}
             (Op::Send, Some(device)) => return self.send(world, device, &seen),
             (op, _) => panic!("{op:?} from a client that should not send it"),
         }

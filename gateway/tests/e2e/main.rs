@@ -28,5 +28,6 @@ mod people;
 mod quiet;
 mod receipts;
 mod shards;
+mod terminal;
 mod tls;
 mod tokens;

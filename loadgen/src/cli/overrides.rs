@@ -82,6 +82,30 @@ pub(crate) struct Overrides {
     /// fanout: so many groups, each with its sender; sets --connections
     #[arg(long, value_name = "G", conflicts_with = "connections")]
     groups: Option<u32>,
+    /// groups: members and their share of the groups, e.g. 8:0.6,32:0.3,256:0.1
+    #[arg(long, value_name = "LIST", value_parser = pairs::<u32, f64>)]
+    group_sizes: Option<Pairs<u32, f64>>,
+    /// groups: how many a user is in, on average
+    #[arg(long, value_name = "N")]
+    per_user: Option<u32>,
+    /// groups: members removed per second, all groups together; each is added again after 500 ms
+    #[arg(long, value_name = "R", allow_negative_numbers = true)]
+    changes: Option<f64>,
+    /// presence-storm: users that each of them watches
+    #[arg(long, value_name = "N")]
+    contacts: Option<u32>,
+    /// presence-storm: when all are cut again, and watch from then on
+    #[arg(long, value_name = "T", value_parser = parse_duration)]
+    again: Option<Duration>,
+    /// typing: signals per second, all users together
+    #[arg(long, value_name = "R", allow_negative_numbers = true)]
+    signals: Option<f64>,
+    /// history: pages per second, all users together
+    #[arg(long, value_name = "R", allow_negative_numbers = true)]
+    pages: Option<f64>,
+    /// history: entries of a page
+    #[arg(long, value_name = "N")]
+    limit: Option<u16>,
     /// pingpong: between an answer and the next message; mixed: at most, before an answer
     #[arg(long, value_name = "T", value_parser = parse_duration)]
     think: Option<Duration>,
@@ -141,6 +165,7 @@ impl Overrides {
                 plan.connections = groups.saturating_mul(unit);
             }
         }
+        self.apply_life(plan);
         if let Some(pingpong) = &mut plan.pingpong {
             set(&mut pingpong.think, self.think);
         }
@@ -181,6 +206,45 @@ impl Overrides {
             (None, Some(_)) => Some("--duration"),
             (None, None) => None,
         }
+    }
+
+    fn apply_life(&self, plan: &mut Plan) {
+        if let Some(groups) = &mut plan.groups {
+            let sizes = self.group_sizes.clone().map(|pairs| pairs.0);
+            set(&mut groups.sizes, sizes);
+            set(&mut groups.per_user, self.per_user);
+            set(&mut groups.changes, self.changes);
+        }
+        if let Some(presence) = &mut plan.presence {
+            set(&mut presence.contacts, self.contacts);
+            set(&mut presence.again, self.again);
+        }
+        if let Some(typing) = &mut plan.typing {
+            set(&mut typing.signals, self.signals);
+        }
+        if let Some(history) = &mut plan.history {
+            set(&mut history.pages, self.pages);
+            set(&mut history.limit, self.limit);
+        }
+    }
+
+    /// Flags of groups, presence, typing and history: given, fitting, to what they belong.
+    fn life_flags(&self, plan: &Plan) -> [(&'static str, bool, bool, &'static str); 8] {
+        let groups = (plan.groups.is_some(), "the plan `groups`");
+        let presence = (plan.presence.is_some(), "the plan `presence-storm`");
+        let history = (plan.history.is_some(), "the plan `history`");
+        let typing = (plan.typing.is_some(), "the plan `typing`");
+        [
+            ("--group-sizes", self.group_sizes.is_some(), groups),
+            ("--per-user", self.per_user.is_some(), groups),
+            ("--changes", self.changes.is_some(), groups),
+            ("--contacts", self.contacts.is_some(), presence),
+            ("--again", self.again.is_some(), presence),
+            ("--signals", self.signals.is_some(), typing),
+            ("--pages", self.pages.is_some(), history),
+            ("--limit", self.limit.is_some(), history),
+        ]
+        .map(|(flag, given, (fits, of))| (flag, given, fits, of))
     }
 
     fn apply_tls(&self, plan: &mut Plan) -> Result<(), BadPlan> {
@@ -257,7 +321,7 @@ impl Overrides {
             (
                 "--partners",
                 self.partners.is_some(),
-                !fanout,
+                !fanout && plan.groups.is_none(),
                 "plans without groups",
             ),
             (
@@ -328,8 +392,10 @@ impl Overrides {
                 "the plan `mixed`",
             ),
         ];
+        let life = self.life_flags(plan);
         match flags
             .iter()
+            .chain(&life)
             .find(|(_, given, belongs, _)| *given && !belongs)
         {
             Some((flag, _, _, of)) => Err(BadPlan::NotOfPlan {

@@ -1,11 +1,12 @@
 //! Portico's connections: sessions of the client crate on its many-connections driver.
 //!
 //! A message's id says which message it is, so no table from ids to messages is needed. A group is
-//! as many direct messages as it has members, in one write: the protocol's own groups are not
-//! served yet. Its members have flows of their own in the ids, numbered by connection.
+//! as many direct messages as it has members, in one write, unless the plan has groups of the
+//! gateway's own. Its members have flows of their own in the ids, numbered by connection.
 
 use super::{
     Audience, Credentials, Fleet, Full, Happened, MessageName, OnEvent, Opening, Outgoing,
+    asks::Asks,
 };
 use crate::{
     fleet::{Promises, promises},
@@ -14,11 +15,12 @@ use crate::{
 };
 use anyhow::Context;
 use portico_client::{
-    Event, Login, Now, SendOptions, Session, SessionState, Settings,
+    Conv, Event, Login, Now, SendOptions, Session, SessionState, Settings,
     many::{ConnIndex, Many, ManyConfig, ManyEvent},
 };
 use portico_wire::{
     encode::Encoder,
+    frame::signal_kind,
     ids::{ConvSeq, MsgId, UserId},
     message::Envelope,
 };
@@ -31,6 +33,8 @@ pub(crate) const CLIENT: &str = "portico-loadgen";
 const OUTBOX_MAX: usize = 512;
 /// Messages whose ids a client remembers. A gateway repeats what it sent last, so few suffice.
 const DEDUPE_MAX: usize = 64;
+/// How long a signal is to be shown.
+const SIGNAL_TTL_S: u32 = 6;
 /// An Envelope around a body takes at most so much more.
 const ENVELOPE_BYTES: usize = 64;
 
@@ -45,6 +49,7 @@ pub(super) struct Portico<'a> {
     envelope: EnvelopeMould,
     /// When the present attempt of each connection began.
     begun_us: Vec<u64>,
+    asks: Asks,
     /// Those that wait for another token: the gateway has refused to resume their session.
     tokenless: Vec<ConnIndex>,
 }
@@ -96,6 +101,7 @@ impl<'a> Portico<'a> {
             login,
             envelope: EnvelopeMould::default(),
             begun_us: vec![0; opening.users as usize],
+            asks: Asks::new(opening.run, opening.first_user, opening.crowds.clone()),
             tokenless: Vec::new(),
         })
     }
@@ -104,7 +110,7 @@ impl<'a> Portico<'a> {
     fn send_one(
         &mut self,
         conn: ConnIndex,
-        to: UserId,
+        to: impl Into<Conv>,
         wire: MessageName,
         body: &[u8],
     ) -> Result<(), Full> {
@@ -147,12 +153,15 @@ impl Fleet for Portico<'_> {
             begun_us,
             tokenless,
             groups,
+            asks,
             ..
         } = self;
         many.turn(wait_us, &mut |now, conn, event| match event {
             ManyEvent::Session(event) => {
                 let begun_us = begun_us.get(conn.0 as usize).copied().unwrap_or_default();
-                session_event(now, conn.0, &event, begun_us, *groups, on);
+                if !asks.event(now, conn.0, &event, on) {
+                    session_event(now, conn.0, &event, begun_us, (*groups, asks), on);
+                }
             }
             ManyEvent::ConnectFailed(error) => on(now, conn.0, Happened::ConnectFailed(error)),
             ManyEvent::TokenWanted => tokenless.push(conn),
@@ -184,6 +193,10 @@ impl Fleet for Portico<'_> {
     fn send(&mut self, conn: u32, message: &Outgoing<'_>) -> Result<(), Full> {
         match message.to {
             Audience::User(to) => self.send_one(ConnIndex(conn), to, message.name, message.body),
+            Audience::Crowd(number) => {
+                let group = self.asks.group(number).ok_or(Full)?;
+                self.send_one(ConnIndex(conn), group, message.name, message.body)
+            }
             Audience::Group(number) => {
                 let groups = self.groups.ok_or(Full)?;
                 // All copies or none: half a message would have to be counted as half.
@@ -226,6 +239,28 @@ impl Fleet for Portico<'_> {
         });
     }
 
+    fn make_groups(&mut self) -> bool {
+        self.asks.make_groups(&mut self.many)
+    }
+
+    fn change_group(&mut self, group: u32, user: u32, add: bool) -> bool {
+        self.asks.change(&mut self.many, group, user, add)
+    }
+
+    fn watch(&mut self, conn: u32, users: &[UserId]) -> bool {
+        self.asks.watch(&mut self.many, conn, users)
+    }
+
+    fn signal(&mut self, conn: u32, to: UserId) -> bool {
+        self.many.with(ConnIndex(conn), |session, _| {
+            session.signal(to, signal_kind::TYPING, SIGNAL_TTL_S)
+        })
+    }
+
+    fn page(&mut self, conn: u32, peer: UserId, limit: u16) -> bool {
+        self.asks.page(&mut self.many, conn, peer, limit)
+    }
+
     fn close_all(&mut self) {
         self.many.close_all();
     }
@@ -237,13 +272,14 @@ fn session_event(
     conn: u32,
     event: &Event<'_>,
     begun_us: u64,
-    groups: Option<Groups>,
+    (groups, asks): (Option<Groups>, &Asks),
     on: &mut OnEvent<'_>,
 ) {
     let happened = match *event {
         Event::Message {
             conv_seq,
             from,
+            group,
             envelope,
             ..
         } => Happened::Arrived {
@@ -251,6 +287,8 @@ fn session_event(
             body: envelope.map_or(&[][..], |envelope| envelope.body),
             author: Some(from),
             place: Some(conv_seq),
+            // One of a group that is none of the plan's counts as said in no group.
+            crowd: group.and_then(|group| asks.number_of(group)),
         },
         Event::Sent {
             msg_id,
@@ -310,6 +348,13 @@ fn session_event(
         | Event::RenewalRefused { .. }
         | Event::Welcome { .. }
         | Event::Gap { .. }
+        | Event::GroupChanged { .. }
+        | Event::Withdrawn { .. }
+        | Event::GroupReceipt { .. }
+        | Event::GroupReadElsewhere { .. }
+        | Event::Signal { .. }
+        | Event::Presence { .. }
+        | Event::Answer { .. }
         | Event::ReadElsewhere { .. } => return,
     };
     on(now, conn, happened);

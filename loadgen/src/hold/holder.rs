@@ -327,7 +327,13 @@ impl Watch<'_> {
             Event::Message { .. } | Event::Duplicate { .. } | Event::Undecodable { .. } => {
                 self.held.strays += 1;
             }
+            Event::GroupChanged { .. } | Event::Withdrawn { .. } => self.held.strays += 1,
             Event::Welcome { .. }
+            | Event::GroupReceipt { .. }
+            | Event::GroupReadElsewhere { .. }
+            | Event::Signal { .. }
+            | Event::Presence { .. }
+            | Event::Answer { .. }
             | Event::TokenExpiring { .. }
             | Event::Renewed { .. }
             | Event::RenewalRefused { .. }

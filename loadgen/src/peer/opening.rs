@@ -37,7 +37,8 @@ impl Cast {
     pub(super) fn topic(&self, to: Audience) -> Topic {
         match to {
             Audience::User(user) => Topic::User(user.0),
-            Audience::Group(number) => {
+            // Groups that a gateway keeps are Portico's alone; the plan has been checked.
+            Audience::Crowd(number) | Audience::Group(number) => {
                 let unit = self.members.unwrap_or(0) + 1;
                 Topic::Group(self.user(number * unit).0)
             }

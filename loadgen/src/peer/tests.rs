@@ -92,6 +92,13 @@ impl Drive {
             | Happened::AcceptedCopy { .. }
             | Happened::Repeated
             | Happened::Secured { .. }
+            | Happened::GroupFailed { .. }
+            | Happened::GroupChanged { .. }
+            | Happened::ChangeAnswered { .. }
+            | Happened::Watching { .. }
+            | Happened::Presence { .. }
+            | Happened::Signal { .. }
+            | Happened::Page { .. }
             | Happened::Undecodable => panic!("no peer says {event:?}"),
         });
         turn.expect("epoll");

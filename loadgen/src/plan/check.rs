@@ -1,6 +1,8 @@
 //! What cannot be carried out is refused before anything is connected, in a sentence that names the
 //! flag: flags and fields of files have the same names.
 
+mod life;
+
 use super::{Acks, Pace, Plan, Protocol};
 use crate::{fleet::promises, payload::BODY_BYTES_MIN};
 use std::{ops::RangeInclusive, time::Duration};
@@ -47,6 +49,7 @@ impl Plan {
         self.check_schedule()?;
         self.check_hold(workers as u32)?;
         self.check_disturbances()?;
+        self.check_life(workers as u32)?;
         if let Some(resume) = self.tls.as_ref().and_then(|tls| tls.resume) {
             share("--tls-resume", resume)?;
         }
@@ -60,6 +63,7 @@ impl Plan {
             ("pingpong", self.pingpong.is_some()),
             ("fanout", self.fanout.is_some()),
             ("mixed", self.mixed.is_some()),
+            ("groups", self.groups.is_some()),
         ];
         at_most_one(&orders)?;
         let disturbances = [

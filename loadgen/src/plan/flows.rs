@@ -4,10 +4,10 @@
 //! verifies them without a lock. The gateway places users by a hash, so this does not favour any
 //! core.
 
-use super::{Mixed, Plan};
+use super::{Crowds, Mixed, Plan, WRITERS};
 use crate::{fleet::Audience, random::Random};
 use portico_wire::ids::UserId;
-use std::ops::Range;
+use std::{ops::Range, rc::Rc};
 
 /// Groups of one sender and its members, one after the other: connection `n * (members + 1)` sends
 /// to group `n`, and the connections after it are its members.
@@ -53,11 +53,18 @@ pub(crate) struct Flows {
     /// The order in which senders take their turns. Who writes more often stands here more often.
     senders: Vec<u32>,
     groups: Option<Groups>,
+    /// With groups of the gateway's the turns name flows, not senders.
+    crowds: Option<Rc<Crowds>>,
 }
 
 impl Flows {
     /// `users` users from `first_user` on; at least 2, or one whole group.
     pub(crate) fn of(plan: &Plan, first_user: u64, users: u32) -> Self {
+        if let Some(groups) = &plan.groups {
+            let seed = plan.seed ^ first_user.rotate_left(32);
+            let crowds = Crowds::of(groups, users, seed);
+            return Self::to_crowds(first_user, users, crowds, seed);
+        }
         match plan.fanout {
             Some(fanout) => Self::to_groups(first_user, users, fanout.members),
             None => {
@@ -113,6 +120,7 @@ impl Flows {
             recipients,
             senders,
             groups: None,
+            crowds: None,
         }
     }
 
@@ -136,7 +144,26 @@ impl Flows {
                 .map(|group| groups.sender_of(group))
                 .collect(),
             groups: Some(groups),
+            crowds: None,
         }
+    }
+
+    fn to_crowds(first_user: u64, users: u32, crowds: Crowds, seed: u64) -> Self {
+        let mut senders: Vec<u32> = (0..crowds.len() * WRITERS).collect();
+        Random::new(seed).shuffle(&mut senders);
+        Self {
+            first_user,
+            users,
+            partners: 1,
+            recipients: Vec::new(),
+            senders,
+            groups: None,
+            crowds: Some(Rc::new(crowds)),
+        }
+    }
+
+    pub(crate) const fn crowds(&self) -> Option<&Rc<Crowds>> {
+        self.crowds.as_ref()
     }
 
     pub(crate) const fn users(&self) -> u32 {
@@ -148,9 +175,10 @@ impl Flows {
     }
 
     pub(crate) fn len(&self) -> usize {
-        match self.groups {
-            Some(groups) => groups.count as usize,
-            None => self.recipients.len(),
+        match (self.groups, &self.crowds) {
+            (Some(groups), _) => groups.count as usize,
+            (None, Some(_)) => self.senders.len(),
+            (None, None) => self.recipients.len(),
         }
     }
 
@@ -167,14 +195,18 @@ impl Flows {
         if let Some(groups) = self.groups {
             return groups.group_of(sender);
         }
+        if self.crowds.is_some() {
+            return sender;
+        }
         let partner = (number / round % u64::from(self.partners)) as u32;
         sender * self.partners + partner
     }
 
     pub(crate) fn sender(&self, flow: u32) -> u32 {
-        match self.groups {
-            Some(groups) => groups.sender_of(flow),
-            None => flow / self.partners,
+        match (self.groups, &self.crowds) {
+            (Some(groups), _) => groups.sender_of(flow),
+            (None, Some(crowds)) => crowds.writer(flow),
+            (None, None) => flow / self.partners,
         }
     }
 
@@ -184,16 +216,17 @@ impl Flows {
     }
 
     pub(crate) fn audience(&self, flow: u32) -> Audience {
-        match self.groups {
-            Some(_) => Audience::Group(flow),
-            None => Audience::User(self.user(self.recipient(flow))),
+        match (self.groups, &self.crowds) {
+            (Some(_), _) => Audience::Group(flow),
+            (None, Some(_)) => Audience::Crowd(flow / WRITERS),
+            (None, None) => Audience::User(self.user(self.recipient(flow))),
         }
     }
 
     /// The flow from one user of the slice to another.
     pub(crate) fn between(&self, sender: u32, recipient: UserId) -> Option<u32> {
         let wanted = self.index_of(recipient)?;
-        let first = (sender * self.partners) as usize;
+        let first = sender as usize * self.partners as usize;
         let own = self.recipients.get(first..first + self.partners as usize)?;
         let at = own.iter().position(|recipient| *recipient == wanted)?;
         Some((first + at) as u32)
@@ -216,7 +249,8 @@ impl Flows {
 
     /// Of the tables here.
     pub(crate) fn bytes(&self) -> usize {
-        4 * (self.recipients.capacity() + self.senders.capacity())
+        let crowds = self.crowds.as_ref().map_or(0, |crowds| crowds.bytes());
+        4 * (self.recipients.capacity() + self.senders.capacity()) + crowds
     }
 }
 

@@ -6,7 +6,7 @@ use anyhow::Context;
 use std::{fmt::Write, time::Duration};
 
 /// What each field means: table, field, comment. A test holds it to the fields that exist.
-const COMMENTS: [(&str, &str, &str); 39] = [
+const COMMENTS: [(&str, &str, &str); 47] = [
     ("", "name", "what results call it"),
     ("", "about", "a line for the list"),
     (
@@ -123,6 +123,34 @@ const COMMENTS: [(&str, &str, &str); 39] = [
         "read_delay",
         "from arrival to the read mark; 0s: nothing is marked",
     ),
+    (
+        "groups",
+        "sizes",
+        "[members of a group, share of the groups]",
+    ),
+    ("groups", "per-user", "groups that a user is in, on average"),
+    (
+        "groups",
+        "changes",
+        "members removed per second, each added again after 500 ms",
+    ),
+    ("presence", "contacts", "users that each of them watches"),
+    (
+        "presence",
+        "again",
+        "when all are cut again, and watch from then on",
+    ),
+    (
+        "typing",
+        "signals",
+        "per second, all users together, beside the messages",
+    ),
+    (
+        "history",
+        "pages",
+        "per second, all users together, while messages flow",
+    ),
+    ("history", "limit", "entries of a page, 1 to 100"),
     ("tls", "ca", "certificate to trust, PEM"),
     ("tls", "name", "whose certificate is expected"),
     (
@@ -268,6 +296,10 @@ mod tests {
             "flap",
             "mixed",
             "hold",
+            "groups",
+            "presence-storm",
+            "typing",
+            "history",
         ] {
             let mut plan = Plan::named(name).expect(name);
             plan.rate_per_s = 1_234.5;
@@ -294,6 +326,10 @@ mod tests {
             "flap",
             "mixed",
             "hold",
+            "groups",
+            "presence-storm",
+            "typing",
+            "history",
         ] {
             let mut plan = Plan::named(name).expect(name);
             plan.tls = Some(every_field_of_tls());

@@ -2,6 +2,7 @@
 //! else.
 
 mod counted;
+mod crowds;
 mod groups;
 
 use super::*;
@@ -87,13 +88,13 @@ impl Bench {
 
     fn deliver_to(&mut self, recipient: u32, author: UserId, sent: &Sent) {
         self.now_us += 10;
-        self.verifier.arrived(
-            recipient,
-            Some(author),
-            Some(sent.place),
-            &sent.body,
-            self.now_us,
-        );
+        let said = Said {
+            author: Some(author),
+            place: Some(sent.place),
+            crowd: None,
+        };
+        self.verifier
+            .arrived(recipient, said, &sent.body, self.now_us);
     }
 
     fn read_up_to(&mut self, sent: &Sent) {
@@ -117,7 +118,7 @@ impl Bench {
 fn unsettled(verifier: &Verifier) -> (usize, usize) {
     match &verifier.ledger {
         Ledger::Answered(answered) => answered.unsettled(),
-        Ledger::Counted(_) | Ledger::Groups(_) => panic!("there are answers"),
+        Ledger::Counted(_) | Ledger::Groups(_) | Ledger::Crowds(_) => panic!("there are answers"),
     }
 }
 

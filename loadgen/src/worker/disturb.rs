@@ -64,8 +64,13 @@ impl Disturbances {
                 away_us: us(storm.away),
             };
             let conns = order.iter().take(chosen(storm.share));
+            let conns = conns.copied();
             all.listed
-                .extend(conns.map(|conn| (us(storm.at), *conn, cut)));
+                .extend(conns.clone().map(|conn| (us(storm.at), conn, cut)));
+            if let Some(presence) = plan.presence {
+                all.listed
+                    .extend(conns.map(|conn| (us(presence.again), conn, cut)));
+            }
         }
         if let Some(slow) = plan.slow_readers {
             let conns = &order[..chosen(slow.share).min(order.len())];

@@ -4,6 +4,7 @@ use super::{
     Assignment, Outcome,
     disturb::{Deed, Disturbances},
     later::Task,
+    life::Besides,
     watch::Watch,
 };
 use crate::{
@@ -35,11 +36,12 @@ const BEHIND_MAX_US: u64 = 10_000_000;
 const AWAY_US: u64 = 365 * 24 * 3_600 * 1_000_000;
 
 pub(super) struct Worker<'a> {
-    assignment: &'a Assignment<'a>,
+    pub(super) assignment: &'a Assignment<'a>,
     control: &'a Control,
     gauges: &'a Gauges,
-    fleet: Box<dyn Fleet + 'a>,
-    watch: Watch<'a>,
+    pub(super) fleet: Box<dyn Fleet + 'a>,
+    pub(super) watch: Watch<'a>,
+    pub(super) besides: Besides,
     disturbances: Disturbances,
     disturbance: Option<Disturbance>,
     body: Vec<u8>,
@@ -87,6 +89,7 @@ impl<'a> Worker<'a> {
             fleet,
             watch,
             disturbances,
+            besides: Besides::new(plan, assignment.first_user),
             disturbance: None,
             body: Vec::with_capacity(plan.body_bytes),
             slip_us: histogram(),
@@ -98,7 +101,7 @@ impl<'a> Worker<'a> {
         }
     }
 
-    const fn plan(&self) -> &'a Plan {
+    pub(super) const fn plan(&self) -> &'a Plan {
         self.assignment.plan
     }
 
@@ -142,12 +145,19 @@ impl<'a> Worker<'a> {
         {
             disturbance.all_back(self.fleet.now().mono_us);
         }
+        self.make_groups();
+        self.watch_contacts();
         let counts = self.watch.verifier.counts();
         // Whom the plan keeps away at first is where it should be.
         let ready = if self.control.reached(Stage::Sending) {
             self.watch.up
         } else {
             self.watch.up + self.watch.away
+        };
+        // Nobody is ready before the groups are.
+        let ready = match self.besides.groups_are_made {
+            true => ready,
+            false => ready.saturating_sub(1),
         };
         self.gauges.up.store(ready, Ordering::Relaxed);
         self.gauges.sent.store(counts.sent, Ordering::Relaxed);
@@ -169,6 +179,9 @@ impl<'a> Worker<'a> {
             self.turn(start_us.saturating_sub(self.now_us()))?;
         }
         self.disturbances.start(start_us);
+        let part = f64::from(self.assignment.users) / f64::from(self.plan().connections);
+        self.besides.start(self.assignment.plan, start_us, part);
+        self.watch.start_us = start_us;
         let end_us = start_us + self.plan().duration.as_micros() as u64;
         self.watch.end_us = end_us;
         let cpu_us = thread_cpu_us();
@@ -207,6 +220,7 @@ impl<'a> Worker<'a> {
             }
             self.disturb(now_us);
             self.do_later(now_us);
+            self.live(now_us);
             if now_us >= end_us && schedule.next_us().is_none() {
                 break;
             }
@@ -217,7 +231,11 @@ impl<'a> Worker<'a> {
             let wait_us = if plan.spins() {
                 0
             } else {
-                let others = [self.watch.later.next_us(), self.disturbances.next_us()];
+                let others = [
+                    self.watch.later.next_us(),
+                    self.disturbances.next_us(),
+                    self.besides.next_us(),
+                ];
                 let next_us = others
                     .into_iter()
                     .flatten()
@@ -361,6 +379,7 @@ impl<'a> Worker<'a> {
                     self.slip_us.saturating_record((now_us - due_us).max(1));
                     self.send(flow, due_us, now_us, is_answer);
                 }
+                Task::Rejoin { group, user } => self.rejoin(group, user),
                 Task::Read { flow, author } => {
                     let reader = self.watch.verifier.flows().recipient(flow);
                     // Marked again when more has come.
@@ -385,7 +404,9 @@ impl<'a> Worker<'a> {
             if now_us >= check_us {
                 check_us = now_us + SETTLED_CHECK_US;
                 let verifier = &self.watch.verifier;
-                let quiet = self.watch.later.is_empty() && self.watch.away == 0;
+                let quiet = self.watch.later.is_empty()
+                    && self.watch.away == 0
+                    && self.watch.open_asks == 0;
                 let settled = quiet && verifier.is_settled();
                 if settled && verifier.receipts_behind().next().is_none() {
                     return Ok(());
@@ -421,6 +442,8 @@ impl<'a> Worker<'a> {
         self.tap.flush(totals, &self.gauges.intervals);
         let mut figures = self.watch.figures;
         figures.missing(self.watch.away);
+        let life = &mut figures.life;
+        life.pages_failed = life.pages - life.pages_answered;
         if let Some(disturbance) = self.disturbance {
             figures.disturbed(&disturbance);
         }

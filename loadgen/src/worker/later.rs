@@ -10,6 +10,8 @@ pub(super) enum Task {
     Send { flow: u32, is_answer: bool },
     /// The recipient of a flow marks as read what it has of it.
     Read { flow: u32, author: UserId },
+    /// A member comes back into its group.
+    Rejoin { group: u32, user: u32 },
 }
 
 /// Tasks in the order of their times; those of one time in the order in which they came.

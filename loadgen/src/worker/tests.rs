@@ -109,6 +109,7 @@ impl Fleet for Script {
                 body: &body,
                 author,
                 place,
+                crowd: None,
             };
             on(now, conn, arrived);
             if self.promises.answers {

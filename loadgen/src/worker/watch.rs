@@ -11,10 +11,12 @@ use crate::{
     figures::Figures,
     fleet::Happened,
     plan::Plan,
-    verifier::{Arrived, Verifier},
+    report::printable,
+    verifier::{Arrived, Said, Verifier},
 };
 use portico_client::Now;
-use portico_wire::{CloseCode, ids::UserId};
+use portico_wire::{CloseCode, ErrorCode, ids::UserId};
+use rustc_hash::FxHashSet;
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Presence {
@@ -44,6 +46,16 @@ pub(super) struct Watch<'a> {
     pub(super) end_us: u64,
     pub(super) up: u64,
     pub(super) last_arrival_us: u64,
+    /// When the first message was due.
+    pub(super) start_us: u64,
+    /// Requests beside messages that have no answer yet.
+    pub(super) open_asks: u64,
+    /// Members who are outside of their groups at present.
+    pub(super) outside: FxHashSet<(u32, u32)>,
+    /// Those who have logged in and are to subscribe.
+    pub(super) unwatching: Vec<u32>,
+    /// When each flow's sender was last said to be typing; empty unless there are signals.
+    signalled_us: Vec<u64>,
 }
 
 impl<'a> Watch<'a> {
@@ -74,6 +86,11 @@ impl<'a> Watch<'a> {
             end_us: u64::MAX,
             up: 0,
             last_arrival_us: 0,
+            start_us: u64::MAX,
+            open_asks: 0,
+            outside: FxHashSet::default(),
+            unwatching: Vec::new(),
+            signalled_us: vec![0; if plan.typing.is_some() { flows } else { 0 }],
         }
     }
 
@@ -83,11 +100,15 @@ impl<'a> Watch<'a> {
                 body,
                 author,
                 place,
+                crowd,
             } => {
                 self.last_arrival_us = now.mono_us;
-                let arrived = self
-                    .verifier
-                    .arrived(conn, author, place, body, now.mono_us);
+                let said = Said {
+                    author,
+                    place,
+                    crowd,
+                };
+                let arrived = self.verifier.arrived(conn, said, body, now.mono_us);
                 if let Some(arrived) = arrived {
                     self.follow_up(arrived, now.mono_us);
                 }
@@ -134,6 +155,53 @@ impl<'a> Watch<'a> {
                 self.transport.exhausted += u64::from(is_exhaustion(error));
                 if let Some(wanted) = tls_is_wanted(error) {
                     self.control.obstruct(wanted);
+                }
+            }
+            Happened::GroupFailed { code, detail } => {
+                let code = ErrorCode(code);
+                let detail = printable(detail);
+                self.control
+                    .obstruct(format!("the target made no group: {code} {detail}"));
+            }
+            Happened::GroupChanged {
+                group,
+                user,
+                added,
+                place,
+            } => self.verifier.group_changed(group, user, added, place),
+            Happened::ChangeAnswered { ok } => {
+                self.open_asks = self.open_asks.saturating_sub(1);
+                self.figures.life.changes_failed += u64::from(!ok);
+            }
+            Happened::Watching { items } => {
+                self.open_asks = self.open_asks.saturating_sub(1);
+                let life = &mut self.figures.life;
+                match items {
+                    Some(items) => {
+                        life.subscriptions += 1;
+                        life.presence_items += items;
+                    }
+                    None => life.subscriptions_failed += 1,
+                }
+            }
+            Happened::Presence { items } => {
+                self.figures.life.presence_frames += 1;
+                self.figures.life.presence_items += items;
+            }
+            Happened::Signal { from } => self.signal_came(conn, from, now.mono_us),
+            Happened::Page {
+                us,
+                entries,
+                wrong,
+                ok,
+            } => {
+                self.open_asks = self.open_asks.saturating_sub(1);
+                let life = &mut self.figures.life;
+                life.pages_answered += u64::from(ok);
+                life.entries += entries;
+                life.entries_wrong += wrong;
+                if ok {
+                    life.page_us.saturating_record(us.max(1));
                 }
             }
             Happened::Fault(fault) => {
@@ -201,6 +269,31 @@ impl<'a> Watch<'a> {
         }
     }
 
+    /// The sender of a flow was said to be typing.
+    pub(super) fn signalled(&mut self, flow: u32, now_us: u64) {
+        self.figures.life.signals += 1;
+        if let Some(signalled) = self.signalled_us.get_mut(flow as usize) {
+            *signalled = now_us;
+        }
+    }
+
+    fn signal_came(&mut self, conn: u32, from: UserId, now_us: u64) {
+        let flows = self.verifier.flows();
+        let flow = flows
+            .index_of(from)
+            .and_then(|sender| flows.between(sender, flows.user(conn)));
+        let Some(flow) = flow else {
+            return;
+        };
+        let sent_us = self.signalled_us.get(flow as usize).copied().unwrap_or(0);
+        let life = &mut self.figures.life;
+        life.signals_arrived += 1;
+        if sent_us != 0 {
+            let us = now_us.saturating_sub(sent_us).max(1);
+            life.signal_us.saturating_record(us);
+        }
+    }
+
     /// A message of a pair's first went out that was due then.
     pub(super) fn pair_begins(&mut self, flow: u32, due_us: u64) {
         let sender = self.verifier.flows().sender(flow);
@@ -247,6 +340,12 @@ impl<'a> Watch<'a> {
         }
         self.up += 1;
         self.figures.login(after_us);
+        if let Some(presence) = self.plan.presence {
+            let again_us = presence.again.as_micros() as u64;
+            if now_us >= self.start_us.saturating_add(again_us) {
+                self.unwatching.push(conn);
+            }
+        }
         if let Some(until) = self.away_until_us.get_mut(conn as usize)
             && *until != 0
         {

@@ -6,6 +6,7 @@
 
 mod hold;
 mod hostile;
+mod life;
 mod plans;
 mod reports;
 #[path = "../support/mod.rs"]

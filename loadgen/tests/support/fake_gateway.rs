@@ -3,6 +3,9 @@
 //! A thread per connection, everything in memory. It uses the wire crate alone, so it can agree
 //! with the client only about bytes. It checks no signatures.
 
+mod life;
+
+use life::Life;
 use portico_wire::{
     CloseCode, ErrorCode, Flags, Frame, Op, RouteHeader,
     encode::{self, Encoder},
@@ -73,6 +76,10 @@ pub(crate) enum Fault {
     HangUp,
     /// Everything takes this much longer.
     DelayMs(u64),
+    /// Goes on delivering to members who were removed from their group.
+    AfterRemoval,
+    /// Pages of history come in the wrong order.
+    OldestFirst,
     /// At the hundredth message everything stands still for this long, once.
     StallMs(u64),
 }
@@ -97,6 +104,7 @@ impl FakeGateway {
             last_seq: AtomicU64::new(0),
             messages: AtomicU64::new(0),
             gate: RwLock::new(()),
+            life: Mutex::default(),
         });
         let served = Arc::clone(&world);
         thread::spawn(move || {
@@ -129,6 +137,7 @@ struct World {
     messages: AtomicU64,
     /// Held to write while the whole gateway stands still.
     gate: RwLock<()>,
+    life: Mutex<Life>,
 }
 
 #[derive(Debug, Default)]
@@ -166,15 +175,7 @@ impl User {
     }
 
     fn deliver(&mut self, world: &World, route: RouteHeader, body: &[u8]) {
-        let route = RouteHeader {
-            seq: Seq(world.next_seq()),
-            ..route
-        };
-        let mut frame = Vec::new();
-        let op = Op::Deliver as u8;
-        encode::put_routed(&mut frame, op, Flags::NONE, 0, 0, &route, body);
-        self.write(&frame);
-        self.inbox.push(Entry { route, frame });
+        self.push(world, Op::Deliver, route, body);
     }
 }
 
@@ -269,6 +270,9 @@ impl<'a> Connection<'a> {
 
     fn frame(&mut self, frame: Frame<'_>) -> Result<(), Ended> {
         drop(self.world.gate.read().expect("no panic"));
+        if self.lives(frame)? {
+            return Ok(());
+        }
         let mut out = Vec::new();
         match frame.known_op() {
             Some(Op::Hello) => return self.hello(frame),
@@ -431,6 +435,7 @@ impl<'a> Connection<'a> {
             conv_seq: place,
             ..asked
         };
+        self.world.keep(&route, UserId(asked.conv), frame.body());
         if chosen && fault == Fault::Misroute {
             drop(recipient);
             let neighbour = self.world.user(UserId(asked.conv ^ 2));
@@ -505,7 +510,7 @@ impl<'a> Connection<'a> {
         let mut got: BTreeMap<UserId, ConvSeq> = BTreeMap::new();
         own.lock().expect("no panic").inbox.retain(|entry| {
             let behind = entry.route.seq <= up_to;
-            if behind {
+            if behind && entry.route.conv_kind != ConvKind::GROUP {
                 let place = got.entry(entry.route.user).or_default();
                 *place = entry.route.conv_seq.max(*place);
             }

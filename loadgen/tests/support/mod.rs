@@ -120,7 +120,8 @@ impl Setup {
     pub(crate) fn measure(&self, target: &str, flags: &str) -> (Output, Value) {
         let output = self.run(target, flags);
         let text = String::from_utf8_lossy(&output.stderr);
-        assert!(self.json_file().exists(), "no result: {text}");
+        let length = fs::metadata(self.json_file()).map_or(0, |file| file.len());
+        assert!(length > 0, "no result: {text}");
         (output, self.result())
     }
 }

@@ -9,18 +9,22 @@
 //! - The `order` ascends in `queue` and in `resting`. What wakes, or comes back from a connection that
 //!   has ended, goes to its place: others of its peer may have gone another way meanwhile.
 
-use super::{Message, Window, next_corr};
-use crate::session::{config::Now, event::Event};
+use super::{Message, Window, ask::Ask, next_corr};
+use crate::session::{
+    config::Now,
+    conv::Conv,
+    event::{Answer, AskId, Event, Failure},
+};
 use portico_wire::{
     ErrorCode, Flags, Op,
     code::ErrorReaction,
     encode::{Encoder, put_routed},
     frame::{ConvKind, ROUTE_END, RouteHeader, receipt_kind},
-    ids::{ConvSeq, UserId},
+    ids::{ConvSeq, GroupId},
     limits::RECEIPTS_GET_MAX,
     message::ReceiptsGet,
 };
-use std::collections::VecDeque;
+use std::{collections::VecDeque, mem};
 
 /// How long a message is tried.
 const TRY_US: u64 = 24 * 3_600 * 1_000_000;
@@ -42,8 +46,9 @@ pub(super) struct Open {
 #[derive(Debug)]
 pub(super) enum Request {
     Send(Message),
-    Read { peer: UserId, up_to: ConvSeq },
+    Read { conv: Conv, up_to: ConvSeq },
     Receipts,
+    Ask(Ask),
 }
 
 #[derive(Debug)]
@@ -54,7 +59,7 @@ struct Resting {
 
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Read {
-    pub(super) peer: UserId,
+    pub(super) conv: Conv,
     pub(super) up_to: ConvSeq,
     pub(super) open: bool,
     pub(super) failures: u8,
@@ -69,11 +74,17 @@ pub(super) struct Work {
     pub(super) open: VecDeque<Open>,
     resting: Vec<Resting>,
     pub(super) reads: Vec<Read>,
-    pub(super) asks: VecDeque<UserId>,
+    pub(super) asks: VecDeque<Conv>,
+    pub(super) member_asks: VecDeque<GroupId>,
+    pub(super) asked: VecDeque<Ask>,
+    pub(super) unanswered: Vec<AskId>,
     /// The earliest end of a rest, 0 when nobody rests.
     rest_ends_us: u64,
     /// The server wants no messages before this time, 0 if it takes them.
     paused_until_us: u64,
+    /// The last place in line that a message of this device was given, 0 if there is no line. What
+    /// was not refused yet goes behind it: it would take the places of those that wait.
+    line_until_us: u64,
     orders: u64,
     /// The first message of the queue has to be given up, and nobody has been told.
     overdue: bool,
@@ -96,13 +107,21 @@ impl Work {
         mut on_event: Option<&mut dyn FnMut(Event<'_>)>,
     ) {
         self.overdue = false;
+        if let Some(on_event) = on_event.as_mut() {
+            for ask in self.take_unanswered() {
+                on_event(Event::Answer {
+                    ask,
+                    answer: Answer::Failed(Failure::of(ErrorCode::UNAVAILABLE)),
+                });
+            }
+        }
         self.wake(pump.now);
         self.pump_reads(&mut pump);
         self.pump_asks(&mut pump);
-        while self.paused_until_us == 0
-            && self.has_room(&pump)
+        self.pump_asked(&mut pump);
+        while self.has_room(&pump)
             && pump.out.len() < OUTPUT_BYTES_MAX
-            && let Some(message) = self.queue.pop_front()
+            && let Some(message) = self.next_message()
         {
             let Some(code) = doom(pump.now, pump.window, &message) else {
                 self.pump_message(message, &mut pump);
@@ -128,14 +147,19 @@ impl Work {
     pub(super) fn disconnected(&mut self) {
         let mut messages = Vec::with_capacity(self.resting.len() + self.open.len());
         messages.extend(self.resting.drain(..).map(|resting| resting.message));
-        for open in self.open.drain(..) {
+        let mut again = Vec::new();
+        for open in mem::take(&mut self.open) {
             match open.request {
                 Request::Send(mut message) => {
                     message.retry = true;
                     messages.push(message);
                 }
+                Request::Ask(ask) => self.ask_unanswered(ask, &mut again),
                 Request::Read { .. } | Request::Receipts => {}
             }
+        }
+        for ask in again.into_iter().rev() {
+            self.asked.push_front(ask);
         }
         messages.sort_by_key(|message| message.order);
         for message in messages.into_iter().rev() {
@@ -145,23 +169,22 @@ impl Work {
             read.open = false;
             read.until_us = 0;
         }
-        self.open = VecDeque::new();
         self.resting = Vec::new();
         self.rest_ends_us = 0;
     }
 
     pub(super) fn next_timeout(&self) -> Option<u64> {
-        if self.overdue {
+        if self.overdue || !self.unanswered.is_empty() {
             return Some(0);
         }
-        let paused = if self.queue.is_empty() {
+        let held = if self.queue.is_empty() {
             0
         } else {
-            self.paused_until_us
+            self.paused_until_us.max(self.line_until_us)
         };
         let reads = self.reads.iter().map(|read| read.until_us);
         reads
-            .chain([self.rest_ends_us, paused])
+            .chain([self.rest_ends_us, held])
             .filter(|at_us| *at_us != 0)
             .min()
     }
@@ -169,7 +192,7 @@ impl Work {
     pub(super) fn messages(&self) -> impl Iterator<Item = &Message> {
         let open = self.open.iter().filter_map(|open| match &open.request {
             Request::Send(message) => Some(message),
-            Request::Read { .. } | Request::Receipts => None,
+            Request::Read { .. } | Request::Receipts | Request::Ask(_) => None,
         });
         let resting = self.resting.iter().map(|resting| &resting.message);
         open.chain(resting).chain(&self.queue)
@@ -187,19 +210,36 @@ impl Work {
             && self.resting.is_empty()
             && self.reads.is_empty()
             && self.asks.is_empty()
+            && self.member_asks.is_empty()
+            && self.asked.is_empty()
+            && self.unanswered.is_empty()
             && self.paused_until_us == 0
+            && self.line_until_us == 0
     }
 
-    fn has_room(&self, pump: &Pump<'_>) -> bool {
+    /// The first message of the queue, if the server lets it go now. One that was refused has waited
+    /// for its own place.
+    fn next_message(&mut self) -> Option<Message> {
+        let first = self.queue.front()?;
+        let in_line = self.line_until_us != 0 && first.failures == 0;
+        if self.paused_until_us != 0 || in_line {
+            return None;
+        }
+        self.queue.pop_front()
+    }
+
+    pub(super) fn has_room(&self, pump: &Pump<'_>) -> bool {
         // One place is kept for the PING that may become due at any moment.
         let requests_max = (pump.window.requests_max as usize).saturating_sub(1).max(1);
         self.open.len() + pump.pings < requests_max
     }
 
-    /// Ends the pause and the rests whose time has come.
+    /// Ends the pause, the line and the rests whose time has come.
     fn wake(&mut self, now: Now) {
-        if self.paused_until_us <= now.mono_us {
-            self.paused_until_us = 0;
+        for until_us in [&mut self.paused_until_us, &mut self.line_until_us] {
+            if *until_us <= now.mono_us {
+                *until_us = 0;
+            }
         }
         for read in &mut self.reads {
             if read.until_us <= now.mono_us {
@@ -246,11 +286,11 @@ impl Work {
                 continue;
             }
             read.open = true;
-            let Read { peer, up_to, .. } = *read;
-            let corr = self.open(pump, Request::Read { peer, up_to });
+            let Read { conv, up_to, .. } = *read;
+            let corr = self.open(pump, Request::Read { conv, up_to });
             let route = RouteHeader {
-                conv: peer.0,
-                conv_kind: ConvKind::DIRECT,
+                conv: conv.number(),
+                conv_kind: conv.kind(),
                 conv_seq: up_to,
                 kind: receipt_kind::READ,
                 ..RouteHeader::default()
@@ -273,11 +313,21 @@ impl Work {
             let convs = self
                 .asks
                 .drain(..count)
-                .map(|peer| (ConvKind::DIRECT, peer.0))
+                .map(|conv| (conv.kind(), conv.number()))
                 .collect();
             let get = ReceiptsGet {
                 convs,
                 members: false,
+            };
+            let corr = self.open(pump, Request::Receipts);
+            Encoder::new().receipts_get(pump.out, corr, &get);
+        }
+        while self.has_room(pump)
+            && let Some(group) = self.member_asks.pop_front()
+        {
+            let get = ReceiptsGet {
+                convs: vec![(ConvKind::GROUP, group.0)],
+                members: true,
             };
             let corr = self.open(pump, Request::Receipts);
             Encoder::new().receipts_get(pump.out, corr, &get);
@@ -292,6 +342,7 @@ impl Work {
         let ahead = self
             .resting
             .iter()
+            .take_while(|resting| resting.message.order < message.order)
             .filter(|resting| resting.message.to == message.to)
             .map(|resting| resting.until_us)
             .max();
@@ -301,8 +352,8 @@ impl Work {
         }
         let route = RouteHeader {
             msg_id: message.msg_id,
-            conv: message.to.0,
-            conv_kind: ConvKind::DIRECT,
+            conv: message.to.number(),
+            conv_kind: message.to.kind(),
             kind: message.kind,
             ttl_s: message.ttl_s,
             ..RouteHeader::default()
@@ -346,14 +397,19 @@ impl Work {
             return;
         }
         message.failures = message.failures.saturating_add(1);
-        let wait_us = rest_us(message.failures, retry_after_ms);
+        let wish_us = u64::from(retry_after_ms) * 1_000;
+        let mut wait_us = rest_us(message.failures, retry_after_ms);
         match reaction {
-            // The limit is the device's, the overload the server's: other messages meet it too.
+            // The limit is the device's, and the wish this message's own place in line: of many that
+            // were refused together each goes when its turn has come.
+            ErrorReaction::RetryPlain if code == ErrorCode::RATE_LIMITED && wish_us > 0 => {
+                wait_us = wish_us;
+                let until_us = now.mono_us.saturating_add(wish_us);
+                self.line_until_us = self.line_until_us.max(until_us);
+            }
+            // The overload is the server's: other messages meet it too.
             ErrorReaction::RetryPlain => {
-                let pause_us = match retry_after_ms {
-                    0 => wait_us,
-                    wish_ms => u64::from(wish_ms) * 1_000,
-                };
+                let pause_us = if wish_us > 0 { wish_us } else { wait_us };
                 let until_us = now.mono_us.saturating_add(pause_us);
                 self.paused_until_us = self.paused_until_us.max(until_us);
             }
@@ -364,8 +420,8 @@ impl Work {
         self.rest(now.mono_us.saturating_add(wait_us), message);
     }
 
-    pub(super) fn rest_read(&mut self, peer: UserId, now: Now, retry_after_ms: u32) {
-        if let Some(read) = self.reads.iter_mut().find(|read| read.peer == peer) {
+    pub(super) fn rest_read(&mut self, conv: Conv, now: Now, retry_after_ms: u32) {
+        if let Some(read) = self.reads.iter_mut().find(|read| read.conv == conv) {
             read.open = false;
             read.failures = read.failures.saturating_add(1);
             let wait_us = rest_us(read.failures, retry_after_ms.min(WISH_MAX_MS));
@@ -419,7 +475,7 @@ fn doom(now: Now, window: Window, message: &Message) -> Option<ErrorCode> {
     }
 }
 
-/// 1, 2, 4 ... 60 seconds after the first, second, third failure, or what the server wishes.
+/// 1, 2, 4 ... 60 seconds after the first, second, third failure, or more if the server wishes.
 fn rest_us(failures: u8, wish_ms: u32) -> u64 {
     let doublings = u32::from(failures.saturating_sub(1)).min(6);
     let own_s = (REST_FIRST_S << doublings).min(REST_MAX_S);

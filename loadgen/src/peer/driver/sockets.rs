@@ -130,6 +130,7 @@ impl<D: Dialect> Driver<D> {
                         body,
                         author: None,
                         place: None,
+                        crowd: None,
                     };
                     on(now, conn, arrived);
                 }

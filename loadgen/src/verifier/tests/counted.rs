@@ -38,7 +38,7 @@ fn check_counted(arrivals: &[u32], expected: impl FnOnce(&mut Counts)) {
     let mut body = Vec::new();
     for counter in arrivals {
         bodies[*counter as usize].encode(64, &mut body);
-        verifier.arrived(1, None, None, &body, 20);
+        verifier.arrived(1, Said::default(), &body, 20);
     }
     assert_eq!(verifier.receipts_behind().count(), 0);
     let mut counts = Counts {

@@ -31,7 +31,7 @@ impl GroupBench {
         let mut body = Vec::new();
         self.payloads[message].encode(64, &mut body);
         self.verifier
-            .arrived(member, Some(UserId(FIRST_USER)), None, &body, 20);
+            .arrived(member, by(Some(UserId(FIRST_USER))), &body, 20);
     }
 
     fn name(&self, message: usize) -> MessageName {
@@ -109,7 +109,7 @@ fn each_member_of_a_group_is_accounted_for() {
     let mut body = Vec::new();
     bench.payloads[first].encode(64, &mut body);
     let stranger = Some(UserId(FIRST_USER + 1));
-    bench.verifier.arrived(2, stranger, None, &body, 20);
+    bench.verifier.arrived(2, by(stranger), &body, 20);
     for (flow, counter) in [(0, 1), (9, 0), (u32::MAX, 0)] {
         let invented = Payload {
             flow,
@@ -117,7 +117,7 @@ fn each_member_of_a_group_is_accounted_for() {
             ..bench.payloads[first]
         };
         invented.encode(64, &mut body);
-        bench.verifier.arrived(2, None, None, &body, 20);
+        bench.verifier.arrived(2, by(None), &body, 20);
     }
     bench.check(1, |counts| (counts.misrouted, counts.corrupt) = (3, 3));
 }
@@ -157,4 +157,11 @@ fn copies_of_a_group_may_be_answered_one_by_one() {
         (counts.accepted, counts.delivered) = (2, 2);
         counts.refused = BTreeMap::from([(8, 1)]);
     });
+}
+
+fn by(author: Option<UserId>) -> Said {
+    Said {
+        author,
+        ..Said::default()
+    }
 }
