@@ -21,8 +21,9 @@ use crate::{
     error::Refusal,
     metrics::Counter,
     people::{RESTRICTIONS, Restrictions, Waiter, user_key},
-    shard::{Purpose, Shard, Turn, share},
+    shard::{Shard, Turn, share},
     store::{Expect, Record, RecordCmd, StoreCmd, StoreError, Table},
+    stored::Purpose,
 };
 use bytes::{BufMut, Bytes, BytesMut};
 use portico_wire::{

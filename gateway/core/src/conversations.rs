@@ -10,8 +10,9 @@ use crate::{
     inbox::{conv_kind, shown_conv},
     lookup::Subject,
     metrics::Counter,
-    shard::{Purpose, Shard, Turn},
+    shard::{Shard, Turn},
     store::{InboxRef, Marks, StoreCmd, StoreError},
+    stored::Purpose,
 };
 use portico_wire::{
     Frame, Op,

@@ -17,8 +17,9 @@ use crate::{
     metrics::Counter,
     outgoing::Draft,
     people::Waiter,
-    shard::{Purpose, Shard, Turn},
+    shard::{Shard, Turn},
     store::{InboxRef, StoreCmd, StoreError},
+    stored::Purpose,
 };
 use portico_wire::{
     Op, RouteHeader,

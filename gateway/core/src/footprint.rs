@@ -15,8 +15,9 @@ use crate::{
     lookup,
     outgoing::Outgoing,
     pool, presence, rates, seen,
-    shard::{InStore, PAGES_MIN, STUCK_ONE_IN, share},
+    shard::{PAGES_MIN, STUCK_ONE_IN, share},
     store::{Item, Marks},
+    stored::InStore,
     timer,
 };
 use portico_wire::{

@@ -55,8 +55,9 @@ use crate::{
     home::{ShardId, conv_home},
     mesh::ShardMessage,
     outgoing::Draft,
-    shard::{Purpose, Shard, Turn},
+    shard::{Shard, Turn},
     store::{Marks, RecordCmd, StoreCmd, StoreError, StoreReply},
+    stored::Purpose,
 };
 use cache::Load;
 use group::Group;

@@ -13,8 +13,9 @@ use crate::{
     inbox::{conv_kind, is_over, shown_conv},
     lookup::Subject,
     mesh::ShardMessage,
-    shard::{Purpose, Shard, Turn},
+    shard::{Shard, Turn},
     store::{Entry, StoreCmd, StoreError},
+    stored::Purpose,
 };
 use portico_wire::{
     Frame, RouteHeader,

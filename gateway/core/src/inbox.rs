@@ -5,8 +5,9 @@ use crate::{
     conn::{ConnId, Due, InFlight, Phase, Replay, Source, Traffic},
     lane::Whose,
     metrics::Counter,
-    shard::{Purpose, Shard, Turn},
+    shard::{Shard, Turn},
     store::{Entry, Item, StoreCmd},
+    stored::Purpose,
 };
 use portico_wire::{
     SeqHeader,

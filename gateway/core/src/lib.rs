@@ -67,6 +67,7 @@ mod shard;
 mod signal;
 mod stall;
 pub mod store;
+mod stored;
 mod timer;
 mod users;
 mod watermark;

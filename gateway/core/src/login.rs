@@ -10,8 +10,9 @@ use crate::{
     metrics::Counter,
     renew::expires_s,
     revoke::Standing,
-    shard::{Purpose, Shard, Turn},
+    shard::{Shard, Turn},
     store::{StoreCmd, StoreError},
+    stored::Purpose,
 };
 use portico_wire::{
     CloseCode, Frame, VERSION,

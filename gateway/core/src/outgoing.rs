@@ -14,8 +14,9 @@ use crate::{
     metrics::Counter,
     ops::Tokens,
     pool::GiveBack,
-    shard::{Purpose, Shard, Turn},
+    shard::{Shard, Turn},
     store::{Entry, StoreCmd, StoreError},
+    stored::Purpose,
 };
 use bytes::Bytes;
 use hashbrown::HashTable;

@@ -23,9 +23,10 @@ use crate::{
     outgoing::Draft,
     pool::GiveBack,
     receipt::Receipt,
-    shard::{Purpose, Shard, Turn, share},
+    shard::{Shard, Turn, share},
     signal::Signal,
     store::{Record, RecordCmd, StoreCmd, StoreError, Table},
+    stored::Purpose,
 };
 use bytes::{BufMut, Bytes, BytesMut};
 use portico_wire::{

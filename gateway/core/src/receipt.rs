@@ -9,8 +9,9 @@ use crate::{
     mesh::ShardMessage,
     metrics::Counter,
     people::Waiter,
-    shard::{Purpose, Shard, Turn},
+    shard::{Shard, Turn},
     store::{Marks, StoreCmd, StoreError},
+    stored::Purpose,
 };
 use portico_wire::{
     Frame, Op, RouteHeader,

@@ -18,8 +18,9 @@ use crate::{
     metrics::Counter,
     people::user_key,
     pool::GiveBack,
-    shard::{Purpose, Shard, Turn, share},
+    shard::{Shard, Turn, share},
     store::{Expect, Record, RecordCmd, StoreCmd, StoreError, Table},
+    stored::Purpose,
 };
 use bytes::Bytes;
 use portico_wire::{ids::UserId, message::people::PresenceState};

@@ -14,8 +14,9 @@ use crate::{
     mesh::ShardMessage,
     people::Waiter,
     receipt::Receipt,
-    shard::{Purpose, Shard, Turn},
+    shard::{Shard, Turn},
     store::{Marks, StoreCmd, StoreError},
+    stored::Purpose,
 };
 use portico_wire::{
     frame::receipt_kind,

@@ -16,8 +16,9 @@ use crate::{
     mesh::ShardMessage,
     metrics::Counter,
     outgoing::{Ask, Draft, check_msg_id},
-    shard::{Purpose, Shard, Turn},
+    shard::{Shard, Turn},
     store::{Entry, StoreCmd, StoreError},
+    stored::Purpose,
 };
 use bytes::Bytes;
 use portico_wire::{

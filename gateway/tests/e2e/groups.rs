@@ -80,10 +80,10 @@ fn everybody_gets_what_is_said_in_one_order() {
     let group = make(&mut peers[0], 2..=8);
     let mut places = Vec::new();
     for round in 0..5 {
-        for at in 0..4 {
+        for (at, peer) in peers[..4].iter_mut().enumerate() {
             let number = 100 + round * 10 + at as u128;
-            let corr = say(&mut peers[at], group, number, &format!("{at}:{round}"));
-            places.push(sent(&mut peers[at], corr));
+            let corr = say(peer, group, number, &format!("{at}:{round}"));
+            places.push(sent(peer, corr));
         }
     }
     assert!(places.is_sorted());

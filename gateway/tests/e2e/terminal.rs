@@ -121,7 +121,7 @@ fn lines_are_edited_and_not_torn_by_what_arrives() {
     let arguments = [
         "chat", "--as", "2", "--to", "1", "--data", &data, "--target", &target,
     ];
-    let mut two = Child::portico(&arguments, &[]);
+    let mut two = Child::portico(arguments, &[]);
     two.out.wait_for("connected");
     let mut one = Screen::start(&gateway, "1", "2", &[]);
     one.wait_for("connected");
@@ -162,7 +162,7 @@ fn colours_follow_the_flag() {
     let data = gateway.setup().data().display().to_string();
     let target = gateway.listen.to_string();
     let mut piped = Child::portico(
-        &[
+        [
             "chat", "--as", "1", "--to", "2", "--data", &data, "--target", &target, "--color",
             "always",
         ],

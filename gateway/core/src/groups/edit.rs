@@ -10,8 +10,9 @@ use super::{
 use crate::{
     home::ShardId,
     metrics::Counter,
-    shard::{Purpose, Shard, Turn},
+    shard::{Shard, Turn},
     store::{Entry, Expect, RecordCmd, StoreCmd, StoreError, StoreReply},
+    stored::Purpose,
 };
 use bytes::Bytes;
 use portico_wire::{

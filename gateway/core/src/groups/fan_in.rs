@@ -11,8 +11,9 @@ use crate::{
     mesh::ShardMessage,
     metrics::Counter,
     pool::GiveBack,
-    shard::{Purpose, Shard, Turn},
+    shard::{Shard, Turn},
     store::{InboxRef, StoreCmd, StoreError},
+    stored::Purpose,
 };
 use portico_wire::ids::Seq;
 use std::{collections::VecDeque, sync::Arc};

@@ -7,8 +7,9 @@ use crate::{
     mesh::ShardMessage,
     metrics::Counter,
     outgoing::Draft,
-    shard::{Purpose, Shard, Turn},
+    shard::{Shard, Turn},
     store::{Entry, RecordCmd, StoreCmd, StoreError},
+    stored::Purpose,
 };
 use portico_wire::ids::{ConvId, ConvSeq, GroupId};
 use std::sync::Arc;

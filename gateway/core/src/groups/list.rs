@@ -10,8 +10,9 @@ use crate::{
     conn::ConnId,
     error::Refusal,
     ops::Tokens,
-    shard::{Purpose, Shard, Turn},
+    shard::{Shard, Turn},
     store::{RecordCmd, StoreCmd, StoreError, StoreReply},
+    stored::Purpose,
 };
 use bytes::Bytes;
 use portico_wire::{

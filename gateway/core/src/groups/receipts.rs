@@ -16,8 +16,9 @@ use crate::{
     conn::Phase,
     mesh::ShardMessage,
     metrics::Counter,
-    shard::{Purpose, Shard, Turn},
+    shard::{Shard, Turn},
     store::{Marks, StoreCmd, StoreError, StoreReply},
+    stored::Purpose,
     watermark::merge,
 };
 use portico_wire::{

@@ -9,8 +9,9 @@ use super::{
 };
 use crate::{
     metrics::Counter,
-    shard::{Purpose, Shard, Turn},
+    shard::{Shard, Turn},
     store::{StoreCmd, StoreError, StoreReply},
+    stored::Purpose,
 };
 use portico_wire::ids::{ConvSeq, GroupId};
 

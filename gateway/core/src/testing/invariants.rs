@@ -4,7 +4,8 @@ use crate::{
     conn::{Conn, ConnId, NO_CONN, Phase, Replay, Source},
     groups::For,
     lookup::{LISTS_MAX, Lookup, Subject},
-    shard::{InStore, Purpose, Shard},
+    shard::Shard,
+    stored::{InStore, Purpose},
     watermark::Batch,
 };
 use portico_wire::ids::{DeviceId, UserId};
