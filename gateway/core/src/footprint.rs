@@ -10,6 +10,7 @@ use crate::{
     absent::Known,
     conn::{Conn, ConnId},
     contacts, conversations,
+    groups::FAN_OUT_ONE_IN,
     lane::Pending,
     login::Session,
     lookup,
@@ -108,7 +109,7 @@ pub fn of_queues(limits: &Limits, shards: u16) -> [(&'static str, usize); 14] {
         (
             "groups, and what is on its way to members",
             share(limits.groups_bytes_max, shards)
-                .saturating_add(limits.store_bytes_max)
+                .saturating_add(limits.store_bytes_max / FAN_OUT_ONE_IN)
                 .saturating_add(product(
                     limits.group_ops_max + limits.fan_outs_max,
                     GROUP_OP_BYTES,

@@ -44,6 +44,7 @@ pub use ask::{GroupAnswer, GroupAsk, GroupWish};
 pub(crate) use cache::Groups;
 pub use error::GroupError;
 pub(crate) use fan_in::FanIns;
+pub(crate) use fan_out::FAN_OUT_ONE_IN;
 pub use fan_out::{GroupSend, Spread};
 pub(crate) use list::Listings;
 pub use passing::Passing;

@@ -105,12 +105,12 @@ counters! {
     LimitedSourceOpens, "portico_rate_limited_total", "limit=\"source_opens\"", "What exceeded a rate, by the rate: frames that were refused, or let through and counted; logins and connections.";
     LimitedSourceGreeting, "portico_rate_limited_total", "limit=\"source_greeting\"", "What exceeded a rate, by the rate: frames that were refused, or let through and counted; logins and connections.";
     LimitedSourceLogins, "portico_rate_limited_total", "limit=\"source_logins\"", "What exceeded a rate, by the rate: frames that were refused, or let through and counted; logins and connections.";
+    LimitedSubscriptions, "portico_rate_limited_total", "limit=\"presence\"", "What exceeded a rate, by the rate: frames that were refused, or let through and counted; logins and connections.";
+    LimitedSignals, "portico_rate_limited_total", "limit=\"signals\"", "What exceeded a rate, by the rate: frames that were refused, or let through and counted; logins and connections.";
     HistoryPages, "portico_history_pages_total", "", "Pages of history that went out.";
     HistoryEntries, "portico_history_entries_total", "", "Entries in them.";
     ConversationLists, "portico_conversation_lists_total", "", "Pages of lists of conversations that went out.";
     Withdrawn, "portico_messages_withdrawn_total", "", "Messages whose body a withdrawal took away.";
-    LimitedSubscriptions, "portico_rate_limited_total", "limit=\"presence\"", "What exceeded a rate, by the rate: frames that were refused, or let through and counted; logins and connections.";
-    LimitedSignals, "portico_rate_limited_total", "limit=\"signals\"", "What exceeded a rate, by the rate: frames that were refused, or let through and counted; logins and connections.";
     BlockedMessages, "portico_blocked_total", "what=\"message\"", "What did not reach a user because of a block.";
     BlockedEphemeral, "portico_blocked_total", "what=\"ephemeral\"", "What did not reach a user because of a block.";
     BlockedSignals, "portico_blocked_total", "what=\"signal\"", "What did not reach a user because of a block.";

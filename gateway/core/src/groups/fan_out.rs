@@ -14,6 +14,9 @@ use crate::{
 use portico_wire::ids::{ConvId, ConvSeq, GroupId};
 use std::sync::Arc;
 
+/// The part of `Limits::store_bytes_max` that bodies on their way to members may take.
+pub(crate) const FAN_OUT_ONE_IN: usize = 16;
+
 /// From the sender's home to the group's.
 #[derive(Debug, PartialEq, Eq)]
 pub struct GroupSend {
@@ -102,9 +105,11 @@ impl Shard {
 
     pub(crate) fn has_room_for_fan_out(&self, body_bytes: usize) -> Result<(), GroupError> {
         let limits = &self.config.limits;
-        let full = self.is_store_full()
-            || self.groups.fan_outs.len() >= limits.fan_outs_max
-            || self.groups.fan_out_bytes + body_bytes > limits.store_bytes_max;
+        // One of any size goes.
+        let bytes = self.groups.fan_out_bytes;
+        let crowded = bytes > 0 && bytes + body_bytes > limits.store_bytes_max / FAN_OUT_ONE_IN;
+        let full =
+            crowded || self.is_store_full() || self.groups.fan_outs.len() >= limits.fan_outs_max;
         if full { Err(GroupError::Busy) } else { Ok(()) }
     }
 
