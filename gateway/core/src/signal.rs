@@ -1,4 +1,5 @@
-//! Typing and recording: told to the peer's connections that are in the foreground, or forgotten.
+//! Typing and recording: told to the connections of the peer, or of a group's members, that are in the
+//! foreground, or forgotten.
 //!
 //! A signal is never stored and waits for nothing but the peer's block list. What finds no room is
 //! dropped; the next one makes up for it.
@@ -6,18 +7,21 @@
 use crate::{
     conn::{ConnId, Phase},
     error::Refusal,
+    groups::GroupError,
     inbox::{conv_kind, shown_conv},
     mesh::ShardMessage,
     metrics::Counter,
+    outgoing::Draft,
     people::Waiter,
     rates::Bucket,
     shard::{Shard, Turn},
 };
+use bytes::Bytes;
 use portico_wire::{
-    Frame, RouteHeader,
+    Frame, Op, RouteHeader,
     encode::people::put_signal,
     frame::{ConvKind, signal_kind},
-    ids::{ConvId, DeviceId, UserId},
+    ids::{ConvId, DeviceId, GroupId, MsgId, UserId},
     limits::{SIGNAL_INTERVAL_MS, SIGNAL_TTL_CEILING_S, SIGNAL_TTL_DEFAULT_S},
     message::ClientState,
 };
@@ -77,18 +81,26 @@ impl Shard {
         let (request, corr) = (frame.is_request(), frame.corr());
         let (sender, device, limited) = (conn.user, conn.device, conn.notes.limited);
         let peer = UserId(route.conv);
-        let direct = route.conv_kind == ConvKind::DIRECT && peer.is_valid();
-        let checked = if route.conv_kind == ConvKind::GROUP || route.conv_kind == ConvKind::STATUS {
-            Err(Refusal::UnsupportedConversation)
-        } else if !direct {
-            Err(Refusal::NoSuchUser)
-        } else if route.kind > signal_kind::RECORDING {
+        let group = GroupId(route.conv);
+        let named = match route.conv_kind {
+            ConvKind::DIRECT if peer.is_valid() => Ok(ConvId::direct(sender, peer)),
+            ConvKind::GROUP if group.0 != 0 => Ok(ConvId::Group(group)),
+            ConvKind::GROUP => Err(Refusal::Group(GroupError::NotFound)),
+            ConvKind::STATUS => Err(Refusal::UnsupportedConversation),
+            _ => Err(Refusal::NoSuchUser),
+        };
+        let conv = match named {
+            Ok(conv) => conv,
+            Err(why) => return self.refuse(id, request, corr, frame.op(), why, cx),
+        };
+        let checked = if route.kind > signal_kind::RECORDING {
             Err(Refusal::BadSignal)
+        } else if conv == ConvId::Group(group) {
+            Ok(())
         } else {
             self.denial(sender, peer)
                 .map_or(Ok(()), |denial| Err(Refusal::Denied(denial)))
         };
-        let conv = ConvId::direct(sender, peer);
         let checked = checked.and_then(|()| self.pace_signal(id, conv, route.kind, limited, cx));
         if let Err(why) = checked {
             return self.refuse(id, request, corr, frame.op(), why, cx);
@@ -97,6 +109,22 @@ impl Shard {
             0 => SIGNAL_TTL_DEFAULT_S,
             ttl_s => ttl_s.min(SIGNAL_TTL_CEILING_S),
         };
+        if conv == ConvId::Group(group) {
+            let draft = Draft {
+                op: Op::Signal as u8,
+                sender,
+                device,
+                conv,
+                epoch: 0,
+                msg_id: MsgId::default(),
+                kind: route.kind,
+                flags: 0,
+                ttl_s,
+                body: Bytes::new(),
+            };
+            self.relay(draft, cx);
+            return self.done(id, if request { corr } else { 0 }, cx);
+        }
         let signal = Signal {
             sender,
             device,

@@ -101,10 +101,10 @@ fn blocks_and_settings_hold_over_a_kill() {
     block(&mut two, 1, ContactChange::UNBLOCK);
     one.send(2, "but this");
     two.receive();
-    let blocked = gateway
-        .metrics()
-        .get(r#"portico_blocked_total{what="message"}"#);
-    assert_eq!(blocked, 1, "the count begins with the process");
+    // The count begins with the process.
+    gateway.await_metric(r#"portico_blocked_total{what="message"}"#, |count| {
+        count == 1
+    });
     drop(three);
     gateway.stop();
 }

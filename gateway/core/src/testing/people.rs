@@ -104,10 +104,21 @@ impl World {
 
     /// SIGNAL in a direct conversation, as a request.
     pub fn signal(&mut self, client: usize, peer: u64, kind: u8, ttl_s: u32) -> u32 {
+        self.signal_in(client, (ConvKind::DIRECT, peer), kind, ttl_s)
+    }
+
+    /// The same in a conversation of any kind.
+    pub fn signal_in(
+        &mut self,
+        client: usize,
+        (conv_kind, conv): (ConvKind, u64),
+        kind: u8,
+        ttl_s: u32,
+    ) -> u32 {
         let corr = self.corr(client);
         let route = RouteHeader {
-            conv: peer,
-            conv_kind: ConvKind::DIRECT,
+            conv,
+            conv_kind,
             kind,
             ttl_s,
             ..RouteHeader::default()

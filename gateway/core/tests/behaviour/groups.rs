@@ -6,10 +6,11 @@ use portico_core::testing::{CmdKind, Got, World};
 use portico_core::{Counter, Limits, store::StoreError};
 use portico_wire::{
     ErrorCode, Flags, Op, RouteHeader,
-    frame::ConvKind,
+    frame::{ConvKind, signal_kind},
     ids::{ConvId, ConvSeq, GroupId, MsgId, Seq, UserId},
-    message::group::{
-        Group, GroupAction, GroupCreate, GroupEdit, GroupEvent, GroupRules, Member, Role,
+    message::{
+        ClientState,
+        group::{Group, GroupAction, GroupCreate, GroupEdit, GroupEvent, GroupRules, Member, Role},
     },
 };
 
@@ -775,6 +776,34 @@ fn ephemeral_messages_reach_members_who_are_there_and_nobody_else() {
     }
     let conv = ConvId::Group(GroupId(group));
     assert_eq!(world.store.conversation(conv).count(), 1);
+}
+
+/// Typing in a group is seen by members who look at it, and by nobody else; a stranger is not heard.
+#[test]
+fn signals_reach_members_in_the_foreground() {
+    let mut world = world(3);
+    let users = users(3, 5);
+    let (clients, group) = meeting(&mut world, &users[..4]);
+    let stranger = world.login(users[4], 1);
+    world.set_state(clients[3], ClientState::Away);
+    world.run();
+    world.take(stranger);
+    for (client, heard) in [(clients[1], 2), (stranger, 0)] {
+        let conv = (ConvKind::GROUP, group);
+        let corr = world.signal_in(client, conv, signal_kind::TYPING, 0);
+        assert_eq!(reply(&world.run_and_take(client), corr).op(), Op::Done);
+        let got: Vec<Got> = clients.iter().flat_map(|all| world.take(*all)).collect();
+        let seen = got.iter().filter(|got| got.op() == Op::Signal);
+        assert_eq!(seen.clone().count(), heard);
+        for frame in seen {
+            let route = frame.route();
+            assert_eq!((route.conv, route.conv_kind), (group, ConvKind::GROUP));
+            assert_eq!((route.user, route.ttl_s), (UserId(users[1]), 6));
+        }
+    }
+    let corr = world.signal_in(clients[1], (ConvKind::GROUP, 0), signal_kind::TYPING, 0);
+    let got = world.run_and_take(clients[1]);
+    assert_eq!(error(&got, corr), ErrorCode::NOT_FOUND);
 }
 
 #[test]

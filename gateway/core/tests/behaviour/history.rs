@@ -200,8 +200,8 @@ fn each_wrong_question_has_its_own_answer() {
         ),
         (
             of(ConvKind::GROUP, group, 10),
-            ErrorCode::NOT_FOUND,
-            "there is no such group",
+            ErrorCode::NOT_MEMBER,
+            "you are not a member of the group",
         ),
     ] {
         let corr = ask(&mut world, clients[0], &get);
@@ -210,7 +210,7 @@ fn each_wrong_question_has_its_own_answer() {
         assert_eq!((answer.code, answer.detail), (code, detail), "{get:?}");
         assert_eq!(answer.op, Op::History as u8);
     }
-    assert_eq!(world.count(Counter::RefusedNotFound), 1);
+    assert_eq!(world.count(Counter::RefusedNotMember), 1);
     // What asks for no answer gets none; and somebody else's talk has no name that one could ask by.
     let mut bytes = Vec::new();
     Encoder::new().history_get(&mut bytes, 0, &direct(peer));
